@@ -1,0 +1,89 @@
+"""Reductions over all ranks: the only file with collectives, and a no-op on one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Return the number of processes, 1 without an initialised process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's rank, 0 without an initialised process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def reduce_mean(values: Tensor, valid: Tensor, extreme: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of the valid values of all ranks, with the gradient that data parallelism expects.
+
+    Collective: one gather of three numbers per rank. Ranks may hold different counts. The value is the same on every
+    rank; its gradient is W · (local sum) / (global count), so that averaging gradients over the W ranks gives the
+    gradient of the global mean.
+
+    Args:
+        values: Shape (N,).
+        valid: Which of them count, shape (N,), bool.
+        extreme: A detached number of this rank, 0-dim, whose largest over all ranks is wanted as well.
+
+    Returns:
+        The mean, 0-dim, 0 if nothing is valid; and the largest ``extreme``, 0-dim.
+    """
+    count = valid.sum(dtype=values.dtype)
+    local = torch.where(valid, values, 0).sum()
+    if world_size() == 1:
+        return local / count.clamp_min(1), extreme
+    sums, counts, extremes = _gather(torch.stack([local.detach(), count, extreme])).unbind(1)
+    total = counts.sum().clamp_min(1)
+    return _with_value(world_size() * local / total, sums.sum() / total), extremes.amax()
+
+
+def reduce_max(values: Tensor, valid: Tensor) -> Tensor:
+    """Return the largest valid value of all ranks, with the gradient that data parallelism expects.
+
+    Collective: one gather of one number per rank. The first rank that holds the maximum contributes W times its own,
+    the others zero, so that averaging gradients over the W ranks gives the gradient of the global maximum.
+
+    Args:
+        values: Shape (N,), non-negative.
+        valid: Which of them count, shape (N,), bool.
+
+    Returns:
+        The maximum, 0-dim; 0 if nothing is valid.
+    """
+    largest = torch.where(valid, values, 0)
+    local = largest.gather(0, largest.argmax(0, keepdim=True)).squeeze(0)  # one owner also among equal values
+    if world_size() == 1:
+        return local
+    maxima = _gather(local.detach().unsqueeze(0)).squeeze(1)
+    owner = maxima.argmax() == rank()
+    return _with_value(world_size() * local * owner, maxima.amax())
+
+
+def largest(value: Tensor) -> Tensor:
+    """Return the largest of a detached 0-dim tensor over all ranks. Collective."""
+    return value if world_size() == 1 else _gather(value.unsqueeze(0)).amax()
+
+
+def _with_value(gradient: Tensor, value: Tensor) -> Tensor:
+    return value + (gradient - gradient.detach())
+
+
+def _gather(row: Tensor) -> Tensor:
+    table = row.new_empty(world_size(), *row.shape)
+    dist.all_gather_into_tensor(table, row.contiguous())
+    return table
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return the values of all ranks, in their order. Collective, by pickling: for saving, not for training steps."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,104 @@
+"""ℓ1, ℓ2 and ℓ∞ norms of a batch: value, dual exponent, steepest direction, rescaling, sampling.
+
+Every function reads a tensor of shape (N, *) as N vectors: norms run over everything but the batch axis.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+EXPONENTS = (1, 2, math.inf)
+
+
+def batch_norm(v: Tensor, p: float) -> Tensor:
+    """Return ‖vᵢ‖ₚ of each row.
+
+    Args:
+        v: Vectors, shape (N, *).
+        p: 1, 2 or ``math.inf``.
+
+    Returns:
+        Norms, shape (N,). The gradient at a zero row is zero, never NaN.
+    """
+    norms: Tensor = torch.linalg.vector_norm(v.reshape(len(v), -1), p, dim=1)
+    return norms
+
+
+def dual_exponent(p: float) -> float:
+    """Return q with 1/p + 1/q = 1: the norm in which a gradient is measured when steps are measured in ℓp."""
+    return {1: math.inf, 2: 2, math.inf: 1}[p]
+
+
+def steepest_direction(gradient: Tensor, p: float) -> Tensor:
+    """Return the unit vector of ℓp along which a linear function grows fastest: argmax ⟨g, d⟩ over ‖d‖ₚ = 1.
+
+    It is g/‖g‖₂ for ℓ2, sign(g) for ℓ∞ and the signed largest coordinate for ℓ1.
+
+    Args:
+        gradient: Gradients, shape (N, *).
+        p: 1, 2 or ``math.inf``.
+
+    Returns:
+        Directions, shape (N, *). A row whose gradient is zero has no direction and stays zero.
+
+    References:
+        S. Boyd, L. Vandenberghe, *Convex Optimization*, section 9.4 (steepest descent in a norm).
+    """
+    if p == math.inf:
+        return gradient.sign()
+    if p == 2:
+        return rescale(gradient, 1.0, 2)
+    flat = gradient.reshape(len(gradient), -1)
+    largest = flat.abs().argmax(1, keepdim=True)
+    return torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
+
+
+def rescale(v: Tensor, length: Tensor | float, p: float) -> Tensor:
+    """Return v with each row stretched to ‖vᵢ‖ₚ = lengthᵢ: the projection on a sphere around zero.
+
+    Args:
+        v: Vectors, shape (N, *). A zero row stays zero.
+        length: Radius of the sphere, one number or shape (N,).
+        p: 1, 2 or ``math.inf``.
+
+    Returns:
+        Vectors, shape (N, *).
+    """
+    if p == 2:  # by its largest entry first: the squares of a small row (1e-25 in float32) would vanish
+        v = v / per_row(_positive(batch_norm(v, math.inf)), v)
+    return v * per_row(length / _positive(batch_norm(v, p)), v)
+
+
+def per_row(value: Tensor, like: Tensor) -> Tensor:
+    """Return one value per row, shape (N,), in a shape that broadcasts against (N, *)."""
+    return value.view(-1, *[1] * (like.dim() - 1))
+
+
+def random_in_ball(like: Tensor, p: float, generator: torch.Generator) -> Tensor:
+    """Draw one point per row, uniformly from the unit ball of ℓp.
+
+    Args:
+        like: Gives shape (N, *), dtype and device.
+        p: 1, 2 or ``math.inf``.
+        generator: The only source of randomness; on the device of ``like``.
+
+    Returns:
+        Points, shape (N, *), with ‖·‖ₚ ≤ 1.
+
+    References:
+        F. Barthe et al., *A probabilistic approach to the geometry of the ℓpⁿ-ball*, Ann. Probab. 33 (2005).
+    """
+    if p == math.inf:
+        return torch.empty_like(like).uniform_(-1, 1, generator=generator)
+    if p == 2:
+        v = torch.empty_like(like).normal_(generator=generator)
+    else:  # Laplace noise: an exponential length with a fair sign, coordinate by coordinate
+        v = torch.empty_like(like).exponential_(generator=generator)
+        v *= torch.empty_like(like).uniform_(-1, 1, generator=generator).sign()
+    length = torch.empty(len(like), dtype=like.dtype, device=like.device).uniform_(generator=generator)
+    return rescale(v, length ** (1 / max(1, like[:1].numel())), p)
+
+
+def _positive(value: Tensor) -> Tensor:
+    return value.clamp_min(torch.finfo(value.dtype).tiny)

@@ -1,0 +1,61 @@
+"""What the ascent climbs and the penalty reduces: the quotients of a pair set, finite or in the limit ε → 0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchlipreg.frozen import Function
+from torchlipreg.jacobian import directional_derivative
+from torchlipreg.pairs import PairSet
+from torchlipreg.quotient import quotient
+
+
+def pair_quotients(
+    f: Function,
+    pairs: PairSet,
+    fx: Tensor | None = None,
+    *,
+    input_norm: float,
+    output_norm: float,
+    floor: float,
+    limit: bool,
+    hold_distance: bool = False,
+) -> Tensor:
+    """Return the quotient of each pair, with gradients to the pairs and to the parameters of f.
+
+    Args:
+        f: The model as a fixed function.
+        pairs: Pairs, shape (N, *).
+        fx: f(pairs.x) if it is known already, shape (N, *).
+        input_norm: 1, 2 or ``math.inf``.
+        output_norm: 1, 2 or ``math.inf``.
+        floor: Smallest distance that counts.
+        limit: The limit ε → 0: ‖J v‖ / ‖v‖ with v = x′ − x.
+        hold_distance: Treat ‖x′ − x‖ as a constant, for steps that keep it.
+
+    Returns:
+        Quotients, shape (N,).
+
+    Raises:
+        ValueError: If the output does not depend on f's input or parameters in a differentiable way.
+    """
+    if limit:
+        difference = directional_derivative(f, pairs.x, pairs.x_prime - pairs.x)
+    elif fx is not None:
+        difference = f(pairs.x_prime) - fx
+    else:
+        at_x, at_x_prime = f(torch.cat(pairs)).chunk(2)
+        difference = at_x_prime - at_x
+    if pairs.x_prime.requires_grad and not difference.requires_grad:
+        raise ValueError(
+            "Expected the model's output to carry a gradient, but it has none: look for detach(), no_grad() or "
+            "inference tensors inside `model` or `output`."
+        )
+    distance = pairs.distance(input_norm)
+    return quotient(
+        difference,
+        distance.detach() if hold_distance else distance,
+        torch.finfo(distance.dtype).tiny if limit else floor,
+        output_norm,
+    )

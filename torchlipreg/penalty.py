@@ -1,0 +1,255 @@
+"""LipschitzPenalty: the one stateful object, which wires the pure functions of the other modules together."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlipreg.checks import check_number, check_points
+from torchlipreg.pairs import PairSet
+from torchlipreg.reuse import OutputReuse
+from torchlipreg.settings import Settings
+from torchlipreg.state import STATE_VERSION, PenaltyState
+from torchlipreg.step import Step
+
+DEFAULT_RADIUS = 0.1
+
+
+class LipschitzPenalty:
+    """A penalty on the difference quotients of a model over moving pairs of inputs: the FLIP family.
+
+    A call moves the pairs uphill and returns ``weight · reduceᵢ qᵢ^power`` with ``q = ‖f(x) − f(x′)‖ / ‖x − x′‖``,
+    where f is the model as a fixed function: eval mode, float32, and nothing in the model or its gradients changed.
+    Call it once per training step, on every rank::
+
+        penalty = LipschitzPenalty("tv", weight=1e-3, input_norm=math.inf)
+        for x, y in loader:
+            out = model(x)
+            loss = criterion(out, y) + penalty(model, x, out)
+
+    Methods: ``"max"``, the largest quotient over a persistent pair set (report, Algorithm 1, eq. 3); ``"sum"``, its
+    mean (section 4.1); ``"tv"``, the mean over pairs that start anew in the ε-ball of each data point (Algorithm 4);
+    ``"ptv"``, the same with the moved points projected on the ε-sphere (Algorithm 3, eq. 7).
+
+    Departures from the report: the mean over the batch instead of the sum; quotients squared by default; power steps
+    and anchored pairs by default for tv and ptv; pairs on level sets (Property 1) and collapsed pairs are drawn
+    anew. ``power=1, anchored=False, ascent="sgd", momentum=0`` gives Algorithms 3 and 4 as printed.
+
+    Args:
+        method: ``"max"``, ``"sum"``, ``"tv"`` or ``"ptv"``.
+        weight: λ ≥ 0, a mutable attribute. At 0 a call returns an exact zero and runs no forward.
+        num_pairs: max, sum: size of the pair set (of each rank), default 64. tv, ptv: points of each batch that are
+            used, a fresh random choice in each call, default all.
+        radius: ε ≥ 0 in the input norm and the input's units, a mutable attribute. tv, ptv: default 0.1. max, sum:
+            None starts pairs from different data points, a number from a ball around one. Zero, or less than the
+            dtype resolves, is the limit ε → 0: the directional derivative, by ``torch.func.jvp``.
+        input_norm: 1, 2 or ``math.inf``: ‖x − x′‖. Use the norm of the perturbations to be withstood.
+        output_norm: 1, 2 or ``math.inf``: ‖f(x) − f(x′)‖.
+        power: 1 for the report's formula, 2 for its square.
+        ascent: ``"power"`` (default for tv, ptv), ``"sgd"`` (default for max, sum), ``"nesterov"`` or ``"adam"``.
+        ascent_steps: Ascent steps per call, ≥ 1.
+        step_size: τ > 0. Default 0.1 for sgd and nesterov (times the gradient of q²), 0.01 for adam (in input
+            units). Meaningless for power steps.
+        momentum: μ in [0, 1) of sgd.
+        anchored: tv, ptv: x stays on the data point, so that the loop's ``outputs`` can serve as f(x).
+        bounds: (lo, hi) of the data: pairs stay inside (Assumption 3).
+        noise: σ ≥ 0 of Gaussian noise on fresh pairs, in input units (Remark 2); an anchored x gets none.
+        interval: Apply the penalty in every k-th call, times k; the calls between return zero.
+        output: From the model's return value to the tensor to penalise. Default: a tensor, ``.logits``,
+            ``["logits"]``, or the first element.
+        seed: Of the penalty's own generator, ≥ 0; each rank derives its own from it.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range; the message names it.
+
+    References:
+        R. Bernas, *Lipschitz Regularization for Neural Networks in High Dimension*, 2024: the report.
+        L. Bungert et al., *CLIP: Cheap Lipschitz Training of Neural Networks*, arXiv:2103.12531.
+    """
+
+    def __init__(
+        self,
+        method: str = "tv",
+        weight: float = 1e-3,
+        *,
+        num_pairs: int | None = None,
+        radius: float | None = None,
+        input_norm: float = 2,
+        output_norm: float = 2,
+        power: int = 2,
+        ascent: str | None = None,
+        ascent_steps: int = 1,
+        step_size: float | None = None,
+        momentum: float = 0.9,
+        anchored: bool = True,
+        bounds: tuple[float, float] | None = None,
+        noise: float = 0.0,
+        interval: int = 1,
+        output: Callable[[Any], Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.settings = Settings(
+            method=method,
+            num_pairs=num_pairs,
+            input_norm=input_norm,
+            output_norm=output_norm,
+            power=power,
+            ascent=ascent,
+            ascent_steps=ascent_steps,
+            step_size=step_size,
+            momentum=momentum,
+            anchored=anchored,
+            bounds=bounds,
+            noise=noise,
+            interval=interval,
+            output=output,
+            seed=seed,
+        )
+        self.weight = weight
+        self.radius = DEFAULT_RADIUS if radius is None and not self.settings.persistent else radius
+        self._state = PenaltyState()
+        self._reuse = OutputReuse()
+
+    def __repr__(self) -> str:
+        """Show the mutable attributes and the settings."""
+        method, rest = repr(self.settings.method), dataclasses.asdict(self.settings)
+        rest.pop("method")
+        arguments = {"weight": self.weight, "radius": self.radius, **rest}
+        return f"LipschitzPenalty({method}, {', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
+
+    @property
+    def weight(self) -> float:
+        """λ ≥ 0."""
+        return self._weight
+
+    @weight.setter
+    def weight(self, value: float) -> None:
+        self._weight = check_number("weight", value)
+
+    @property
+    def radius(self) -> float | None:
+        """ε ≥ 0, or None for pairs that start from different data points."""
+        return self._radius
+
+    @radius.setter
+    def radius(self, value: float | None) -> None:
+        if value is None and not self.settings.persistent:
+            raise ValueError(f"Expected `radius` to be a number for method {self.settings.method!r}, but got None.")
+        self._radius = None if value is None else check_number("radius", value)
+
+    @property
+    def pairs(self) -> PairSet | None:
+        """The current pairs, ``.x`` and ``.x_prime`` of shape (num_pairs, *); None before the first call."""
+        return self._state.pairs
+
+    @property
+    def estimate(self) -> Tensor:
+        """The largest quotient of the last call over all ranks: a lower bound on the Lipschitz constant.
+
+        0-dim, detached; 0 before the first call. Reading it also warns, once, of batches that were not finite, for
+        which it synchronises with the GPU; the penalty's call never does.
+        """
+        if self._state.saw_nonfinite():
+            warnings.warn(
+                "A batch held NaN or infinity: those rows were left out of the penalty, the pairs stayed as they were.",
+                stacklevel=2,
+            )
+        return self._state.estimate
+
+    @property
+    def reuses_outputs(self) -> bool | None:
+        """Whether ``outputs`` serve as f(x), found when the model was last looked at; None before."""
+        return self._reuse.verdict
+
+    def __call__(
+        self, model: Callable[[Tensor], Any], x: Tensor, outputs: Any = None, *, update: bool = True
+    ) -> Tensor:
+        """Move the pairs and return the penalty at their new place.
+
+        Collective if a process group is initialised: every rank must call it. The value is the same on every rank.
+
+        Args:
+            model: The model being trained: any callable from (N, *) to an output; not kept. In DDP, FSDP2,
+                ``torch.compile`` wrappers as they are.
+            x: The batch, floating, shape (N, *). N may change from call to call.
+            outputs: ``model(x)`` from the training loop. It serves as f(x) where it is the same: no active Dropout,
+                no train-mode BatchNorm, full precision (see :attr:`reuses_outputs`). Otherwise f(x) is recomputed.
+            update: False evaluates the last call's pairs again and moves nothing (closures, SAM, several terms).
+                Nothing moves without gradients either (``no_grad``, ``inference_mode``).
+
+        Returns:
+            ``weight · interval · value``, 0-dim, float32 (float64 for a float64 model), with a gradient to the
+            parameters only.
+
+        Raises:
+            TypeError: If ``x`` is not a floating tensor, or the model's output not one.
+            ValueError: If shapes do not fit, the output carries no gradient, or, checked in the first call only,
+                ``x`` is not finite or outside ``bounds``.
+        """
+        check_points("x", x)
+        self._check_shape(x)
+        if self.weight == 0:
+            return torch.zeros((), device=x.device)
+        moves = update and torch.is_grad_enabled()
+        call = self._state.calls if moves else max(0, self._state.calls - 1)
+        if call % self.settings.interval:
+            self._state.calls += moves
+            return torch.zeros((), device=x.device)
+        with self._state.random_source(x.device, self.settings.seed, keep=moves) as generator:
+            step = Step(self.settings, self.radius, self._state, self._reuse, generator, moves)
+            value = step(model, x, outputs)
+        penalty = self.weight * self.settings.interval * value
+        if moves and not penalty.requires_grad:
+            self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
+        return penalty
+
+    def _check_shape(self, x: Tensor) -> None:
+        pairs = self._state.pairs
+        if self.settings.persistent and pairs is not None and pairs.x.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"Expected argument `x` to fit the stored pairs, rows of shape {tuple(pairs.x.shape[1:])}, but got "
+                f"{tuple(x.shape)}. Use one LipschitzPenalty for each kind of input."
+            )
+
+    def synchronize(self) -> None:
+        """Gather all ranks' pairs and random states, so that the next ``state_dict()`` on any rank holds them all.
+
+        Collective: every rank must call it. The only collective besides the call itself; a no-op on one process. The
+        gathered state is dropped by the next call of the penalty.
+        """
+        self._state.gather()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that a bit-equal resume needs: tensors, numbers, strings, lists and dicts only.
+
+        Not collective. On several ranks it holds this rank's pairs only, unless :meth:`synchronize` came just before.
+
+        Returns:
+            The state; ``torch.load(..., weights_only=True)`` reads it back.
+        """
+        return {**self._identity(), "weight": self.weight, "radius": self.radius, **self._state.to_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state, weight and radius included. Tensors move to the model's device in the next call.
+
+        Saved by W processes and synchronised, it can be loaded by any number: rank r takes every W-th pair from r on.
+
+        Args:
+            state: From :meth:`state_dict` of a penalty with the same method, norms, ascent and number of pairs.
+
+        Raises:
+            ValueError: If ``state`` has another version, or belongs to another kind of penalty. Nothing is changed.
+        """
+        loaded = PenaltyState.from_dict(state, self._identity())
+        self.weight, self.radius = state["weight"], state["radius"]
+        self._state = loaded
+
+    def _identity(self) -> dict[str, Any]:
+        names = ("method", "ascent", "input_norm", "num_pairs")
+        return {"version": STATE_VERSION, **{name: getattr(self.settings, name) for name in names}}

@@ -1,0 +1,83 @@
+"""May the outputs that the training loop has computed stand for f(x)? Then a penalised step saves a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlipreg.checks import check_output
+from torchlipreg.distributed import largest
+from torchlipreg.frozen import Function, default_output, train_signature
+
+TOLERANCE = 1e-4  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
+
+
+class OutputReuse:
+    """Remembers whether ``model(x)``, as the loop computed it, equals the fixed function f(x).
+
+    It does if no Dropout or stochastic depth is active, the outputs are in full precision and carry a gradient, and
+    a forward of the fixed function gives the same values. The values are compared once for each new set of training
+    flags and shapes; train-mode BatchNorm, for one, fails the comparison.
+
+    Attributes:
+        verdict: True or False after the last look, None before.
+    """
+
+    def __init__(self) -> None:
+        self.verdict: bool | None = None
+        self._signature: tuple[Any, ...] | None = None
+
+    def allowed(self, model: Callable[[Tensor], Any], f: Function, x: Tensor, y: Tensor) -> bool:
+        """Say whether ``y`` may be used for f(x).
+
+        Reads tensor values only when the training flags differ from the last call's.
+
+        Args:
+            model: The model as the loop calls it.
+            f: The model as a fixed function.
+            x: The loop's inputs, shape (N, *).
+            y: The loop's outputs, shape (N, *).
+
+        Returns:
+            True if ``y`` is f(x), gradient included.
+
+        Raises:
+            ValueError: If ``y`` has another shape than f(x).
+        """
+        stochastic, flags = train_signature(model)
+        usable = y.requires_grad and y.dtype in (torch.float32, torch.float64) and not autocast_enabled(x)
+        signature = (*flags, stochastic, usable, tuple(x.shape[1:]), tuple(y.shape[1:]))
+        if signature != self._signature:
+            different = not usable or stochastic or self._differs(f, x, y)
+            self.verdict = not bool(largest(torch.tensor(float(different), device=x.device)))
+            self._signature = signature
+        return bool(self.verdict)
+
+    @staticmethod
+    def _differs(f: Function, x: Tensor, y: Tensor) -> bool:
+        with torch.no_grad():
+            exact = f(x.detach())
+            if exact.shape != y.shape:
+                raise ValueError(
+                    f"Expected argument `outputs` to be model(x), of shape {tuple(exact.shape)}, but got "
+                    f"{tuple(y.shape)}. Pass what the model returned for this `x`, or leave `outputs` out."
+                )
+            return not bool((exact - y).abs().max() <= TOLERANCE * exact.abs().max())
+
+
+def autocast_enabled(x: Tensor) -> bool:
+    """Say whether autocast is on for the device of ``x``."""
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def select_outputs(outputs: Any, output: Callable[[Any], Any] | None, batch_size: int) -> Tensor:
+    """Return the tensor to penalise from what the loop's model returned for the batch."""
+    y = (default_output if output is None else output)(outputs)
+    if isinstance(y, Tensor) and (y.dim() == 0 or len(y) != batch_size):
+        raise ValueError(
+            f"Expected argument `outputs` to be model(x), with {batch_size} rows, but got shape {tuple(y.shape)}."
+        )
+    return check_output(y, batch_size)

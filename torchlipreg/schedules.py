@@ -1,0 +1,158 @@
+"""Schedules of a penalty's weight and radius, stepped by hand like a learning-rate scheduler. Plain floats only."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torchlipreg.checks import check_number, check_state_keys
+
+
+class HasWeight(Protocol):
+    """What ``DiscrepancyWeight`` needs of a penalty."""
+
+    weight: float
+
+
+class HasRadius(Protocol):
+    """What ``RadiusDecay`` needs of a penalty."""
+
+    radius: float | None
+
+
+class DiscrepancyWeight:
+    """Raise the weight while the model is accurate enough, lower it otherwise: the discrepancy principle.
+
+    Call :meth:`step` as often as you know an accuracy, on every rank with the same one::
+
+        schedule = DiscrepancyWeight(penalty, target=0.95, increment=1e-4)
+        for epoch in range(epochs):
+            accuracy = train_one_epoch(...)
+            schedule.step(accuracy)
+
+    Args:
+        penalty: Its ``weight`` is set by :meth:`step`.
+        target: α, the accuracy to hold, in [0, 1].
+        increment: dλ ≥ 0, what a step adds or takes away; the weight never falls below 0.
+        max_weight: Upper limit of the weight, ≥ 0; None for no limit.
+        warmup: Set the weight to 0 now, until the accuracy first exceeds ``target``; that step puts the penalty's
+            own weight back, and the principle takes over from the next.
+
+    Raises:
+        TypeError: If an argument is not a number.
+        ValueError: If a number is out of range.
+
+    References:
+        Report, Algorithm 1 (the principle) and section 3.2 (the warm-up, with a threshold of 0.9).
+    """
+
+    def __init__(
+        self,
+        penalty: HasWeight,
+        target: float,
+        increment: float,
+        *,
+        max_weight: float | None = None,
+        warmup: bool = False,
+    ) -> None:
+        self.penalty = penalty
+        self.target = check_number("target", target)
+        if self.target > 1:
+            raise ValueError(f"Expected argument `target` to be an accuracy in [0, 1], but got {target!r}.")
+        self.increment = check_number("increment", increment)
+        self.max_weight = None if max_weight is None else check_number("max_weight", max_weight)
+        self._waiting_weight: float | None = None
+        if warmup:
+            self._waiting_weight, penalty.weight = penalty.weight, 0.0
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the weight is still held at 0."""
+        return self._waiting_weight is not None
+
+    def step(self, accuracy: float) -> None:
+        """Move the weight by one increment.
+
+        Args:
+            accuracy: Running or epoch accuracy in [0, 1]: a number or a 0-dim tensor.
+
+        Raises:
+            ValueError: If ``accuracy`` is not in [0, 1].
+        """
+        accuracy = check_number("accuracy", float(accuracy))
+        if accuracy > 1:
+            raise ValueError(f"Expected argument `accuracy` to be in [0, 1], not a percentage, but got {accuracy!r}.")
+        above = accuracy > self.target
+        if self._waiting_weight is not None:
+            if above:
+                self.penalty.weight, self._waiting_weight = self._waiting_weight, None
+            return
+        weight = max(0.0, self.penalty.weight + (self.increment if above else -self.increment))
+        self.penalty.weight = weight if self.max_weight is None else min(weight, self.max_weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedule's state, the current weight included."""
+        return {"weight": self.penalty.weight, "waiting_weight": self._waiting_weight}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state, and the penalty's weight with it.
+
+        Args:
+            state: From :meth:`state_dict`.
+
+        Raises:
+            ValueError: If ``state`` is not a state of this class.
+        """
+        check_state_keys(state, {"weight", "waiting_weight"}, type(self).__name__)
+        self.penalty.weight, self._waiting_weight = state["weight"], state["waiting_weight"]
+
+
+class RadiusDecay:
+    """Shrink the radius by a factor once per epoch: ε ← γ ε.
+
+    A radius under the dtype's floor is the limit ε → 0 and is computed as such.
+
+    Args:
+        penalty: Its ``radius`` is set by :meth:`step`.
+        gamma: γ in (0, 1].
+        min_radius: The radius never falls below, ≥ 0, in input units.
+
+    Raises:
+        TypeError: If an argument is not a number.
+        ValueError: If a number is out of range, or the penalty has no radius.
+
+    References:
+        Report, Algorithms 3 and 4 (γ = 0.9).
+    """
+
+    def __init__(self, penalty: HasRadius, gamma: float = 0.9, *, min_radius: float = 0.0) -> None:
+        self.gamma = check_number("gamma", gamma, exclusive=True)
+        if self.gamma > 1:
+            raise ValueError(f"Expected argument `gamma` to be in (0, 1], but got {gamma!r}.")
+        self.min_radius = check_number("min_radius", min_radius)
+        if penalty.radius is None:
+            raise ValueError(
+                "Expected a penalty with a `radius`, but its radius is None: its pairs start from different data "
+                "points, at no fixed distance. Construct it with `radius=`, or leave the schedule out."
+            )
+        self.penalty = penalty
+
+    def step(self) -> None:
+        """Shrink the radius once; one that is already below ``min_radius`` stays."""
+        radius = self.penalty.radius or 0.0
+        self.penalty.radius = min(radius, max(self.min_radius, self.gamma * radius))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedule's state: the current radius."""
+        return {"radius": self.penalty.radius}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state, and the penalty's radius with it.
+
+        Args:
+            state: From :meth:`state_dict`.
+
+        Raises:
+            ValueError: If ``state`` is not a state of this class.
+        """
+        check_state_keys(state, {"radius"}, type(self).__name__)
+        self.penalty.radius = state["radius"]

@@ -1,0 +1,139 @@
+"""One call of a penalty: draw pairs, move them uphill, reduce their quotients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlipreg.ascent import ascend
+from torchlipreg.checks import check_values
+from torchlipreg.distributed import largest, reduce_max, reduce_mean
+from torchlipreg.frozen import Function, compute_dtype, fixed_function
+from torchlipreg.methods import ascent_rule, choose_points, is_stuck, projection, start
+from torchlipreg.norms import batch_norm, per_row
+from torchlipreg.objective import pair_quotients
+from torchlipreg.pairs import all_finite
+from torchlipreg.quotient import distance_floor
+from torchlipreg.reuse import OutputReuse, select_outputs
+from torchlipreg.settings import Settings
+from torchlipreg.state import PenaltyState
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a penalty.
+
+    Nothing here reads a tensor's value, except in the first call and when the model's training flags change.
+
+    Attributes:
+        settings: Of the penalty.
+        radius: ε as the user has it; None for pairs of different data points.
+        state: Of the penalty; changed last, after everything that may fail.
+        reuse: Whether the loop's outputs may stand for f(x).
+        generator: The penalty's own.
+        moves: Move the pairs; otherwise evaluate the last call's, or fresh ones that are not kept.
+    """
+
+    settings: Settings
+    radius: float | None
+    state: PenaltyState
+    reuse: OutputReuse
+    generator: torch.Generator
+    moves: bool
+
+    def __call__(self, model: Callable[[Tensor], Any], x: Tensor, outputs: Any) -> Tensor:
+        """Return reduceᵢ qᵢ^power over all ranks, 0-dim, and note the outcome in the state.
+
+        Args:
+            model: The model being trained.
+            x: The batch, shape (N, *).
+            outputs: What the training loop's ``model(x)`` returned, or None.
+
+        Returns:
+            The value, with a gradient to the parameters.
+        """
+        settings, state = self.settings, self.state
+        points = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        floor = self._first_look(model, points) if state.floor is None else state.floor
+        radius = 0.0 if self.radius is not None and self.radius < floor else self.radius
+        norms = {"input_norm": settings.input_norm, "output_norm": settings.output_norm}
+        quotients = partial(pair_quotients, **norms, floor=floor, limit=radius == 0)
+        known = state.on(x.device)
+
+        with fixed_function(model, settings.output, eager=radius == 0) as f:
+            if known is not None and not self.moves:
+                return self._reduce(quotients(f, known[0]))
+            chosen = choose_points(settings, points, self.generator)
+            batch = points if chosen is None else points[chosen]
+            finite = all_finite(batch)
+            if not settings.persistent:
+                batch = torch.where(per_row(finite, batch), batch, 0)
+            rule = ascent_rule(settings, batch, radius)
+            pairs, memory = start(settings, known, state.stuck, batch, rule, radius, self.generator)
+
+            fx = None
+            if settings.fixed_x and radius != 0:
+                fx = self._outputs_at(pairs.x, model, f, x, outputs, chosen)
+                fx = torch.where(per_row(finite, fx), fx, 0)
+            if self.moves:
+                anchor = None if fx is None else fx.detach()
+                pairs, memory = ascend(
+                    pairs,
+                    memory,
+                    rule,
+                    lambda z: quotients(f, z, anchor, hold_distance=settings.ascent == "power") ** 2,
+                    steps=settings.ascent_steps,
+                    anchored=settings.fixed_x or (radius == 0 and settings.ascent == "power"),
+                    project=projection(settings, batch, radius),
+                )
+            q = quotients(f, pairs, fx)
+
+        value = self._reduce(q, None if settings.persistent else finite)
+        if self.moves:
+            state.advance(pairs, memory if settings.persistent else {}, finite.all(), floor)
+            if settings.persistent:
+                state.stuck = is_stuck(pairs, q.detach(), floor, settings.input_norm)
+        return value
+
+    def _outputs_at(
+        self,
+        points: Tensor,
+        model: Callable[[Tensor], Any],
+        f: Function,
+        x: Tensor,
+        outputs: Any,
+        chosen: Tensor | None,
+    ) -> Tensor:
+        if outputs is not None:
+            y = select_outputs(outputs, self.settings.output, len(x))
+            if self.reuse.allowed(model, f, x, y):
+                return y if chosen is None else y[chosen]
+        return f(points)
+
+    def _reduce(self, q: Tensor, valid: Tensor | None = None) -> Tensor:
+        power = self.settings.power
+        valid = torch.ones_like(q, dtype=torch.bool) if valid is None else valid
+        if self.settings.method == "max":
+            maximum = reduce_max(q, valid)
+            self.state.estimate = maximum.detach()
+            return maximum**power
+        value, self.state.estimate = reduce_mean(q**power, valid, torch.where(valid, q.detach(), 0).amax())
+        return value
+
+    def _first_look(self, model: Callable[[Tensor], Any], points: Tensor) -> float:
+        """Check the values of the first batch, and return the smallest distance that the dtype resolves there."""
+        check_values(points, self.settings.bounds)
+        scale = float(largest(batch_norm(points, self.settings.input_norm).mean()))
+        dtype = compute_dtype(model, points)
+        floor = distance_floor(dtype, scale)
+        if self.radius is not None and 0 < self.radius < floor:
+            self.state.warn_once(
+                f"`radius`={self.radius:g} is less than {dtype} resolves for inputs of norm {scale:.3g} ({floor:.2g}): "
+                "the limit ε → 0, the directional derivative, is computed instead. Pass radius=0 to ask for it."
+            )
+        return floor
