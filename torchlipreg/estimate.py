@@ -142,7 +142,10 @@ def _largest_quotient(
 
 
 def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
-    for batch in inputs.split(batch_size) if isinstance(inputs, Tensor) and inputs.dim() else inputs:
+    if isinstance(inputs, Tensor):
+        check_points("inputs", inputs)
+        inputs = torch.split(inputs, batch_size)
+    for batch in inputs:
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         check_points("inputs", x)
         yield x

@@ -49,8 +49,10 @@ def fixed_function(
     state = _FrozenState(modules, eager)
 
     def function(x: Tensor) -> Tensor:
-        y = core(x.to(dtype, copy=True) if dtype else x.clone())
-        y = check_output(select(y), len(x))
+        z = x.to(dtype, copy=True) if dtype else x.clone()
+        if isinstance(getattr(core, "_orig_mod", None), nn.Module):
+            torch._dynamo.maybe_mark_dynamic(z, 0)  # type: ignore[attr-defined, no-untyped-call]  # no new graph for a short last batch
+        y = check_output(select(core(z)), len(x))
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
     with state.applied(), _no_autocast(), _checkpoints_recompute_under(state):
@@ -168,7 +170,7 @@ class _FrozenState:
         if self.eager and m._compiled_call_impl is not None:  # m.compile(), in place
             frozen["_compiled_call_impl"] = None
         for name, value in frozen.items():
-            if values.get(name) is not value:
+            if name in values and values[name] != value:  # OptimizedModule has no flag of its own
                 undo.append(_setter(values, name, values[name]))
                 values[name] = value
 

@@ -58,14 +58,13 @@ class OutputReuse:
 
     @staticmethod
     def _differs(f: Function, x: Tensor, y: Tensor) -> bool:
-        with torch.no_grad():
-            exact = f(x.detach())
-            if exact.shape != y.shape:
-                raise ValueError(
-                    f"Expected argument `outputs` to be model(x), of shape {tuple(exact.shape)}, but got "
-                    f"{tuple(y.shape)}. Pass what the model returned for this `x`, or leave `outputs` out."
-                )
-            return not bool((exact - y).abs().max() <= TOLERANCE * exact.abs().max())
+        exact = f(x.detach()).detach()  # not under no_grad, for which torch.compile would make another graph
+        if exact.shape != y.shape:
+            raise ValueError(
+                f"Expected argument `outputs` to be model(x), of shape {tuple(exact.shape)}, but got "
+                f"{tuple(y.shape)}. Pass what the model returned for this `x`, or leave `outputs` out."
+            )
+        return not bool((exact - y.detach()).abs().max() <= TOLERANCE * exact.abs().max())
 
 
 def autocast_enabled(x: Tensor) -> bool:

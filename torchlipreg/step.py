@@ -61,8 +61,13 @@ class Step:
         points = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
         floor = self._first_look(model, points) if state.floor is None else state.floor
         radius = 0.0 if self.radius is not None and self.radius < floor else self.radius
-        norms = {"input_norm": settings.input_norm, "output_norm": settings.output_norm}
-        quotients = partial(pair_quotients, **norms, floor=floor, limit=radius == 0)
+        quotients = partial(
+            pair_quotients,
+            input_norm=settings.input_norm,
+            output_norm=settings.output_norm,
+            floor=floor,
+            limit=radius == 0,
+        )
         known = state.on(x.device)
 
         with fixed_function(model, settings.output, eager=radius == 0) as f:
