@@ -51,7 +51,7 @@ def fixed_function(
     def function(x: Tensor) -> Tensor:
         z = x.to(dtype, copy=True) if dtype else x.clone()
         if isinstance(getattr(core, "_orig_mod", None), nn.Module):
-            torch._dynamo.maybe_mark_dynamic(z, 0)  # type: ignore[attr-defined, no-untyped-call]  # no new graph for a short last batch
+            torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
         y = check_output(select(core(z)), len(x))
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 

@@ -1,0 +1,28 @@
+# `make demo` and `make test` set up what they need in .venv, from a plain Python >= 3.10 with pip.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-slow lint clean
+
+demo: .venv/examples
+	$(BIN)/python examples/quickstart.py
+
+test: .venv/test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/test
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# One resolver run for torch, torchvision and timm: mixed builds do not import together.
+.venv/examples .venv/test: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -e '.[$(notdir $@)]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info out
