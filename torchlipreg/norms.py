@@ -67,7 +67,8 @@ def rescale(v: Tensor, length: Tensor | float, p: float) -> Tensor:
     """
     if p == 2:  # by its largest entry first: the squares of a small row (1e-25 in float32) would vanish
         v = v / per_row(_positive(batch_norm(v, math.inf)), v)
-    return v * per_row(length / _positive(batch_norm(v, p)), v)
+    unit = v / per_row(_positive(batch_norm(v, p)), v)  # before the length: 10 / 1e-38 would be infinite, and 0 · ∞ NaN
+    return unit * (per_row(length, v) if isinstance(length, Tensor) else length)
 
 
 def per_row(value: Tensor, like: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ def distance_floor(dtype: torch.dtype, scale: float) -> float:
     """Return the distance under which a quotient in ``dtype`` is cancellation noise.
 
     Rounding leaves an error of a few machine epsilons times ‖f(x)‖ in f(x) − f(x′); a distance of 1024 epsilons
-    (1.2e-4 in float32), relative to ‖x‖, keeps the quotient's error well under one per cent.
+    (1.2e-4 in float32), relative to ‖x‖, keeps the quotient's error well under one per cent. A model in half precision
+    cannot have that: there a quarter of ‖x‖ counts as resolved, at an error of a few per cent.
 
     Args:
         dtype: In which f computes.
@@ -74,4 +75,4 @@ def distance_floor(dtype: torch.dtype, scale: float) -> float:
     Returns:
         The distance, in input units.
     """
-    return 1024 * torch.finfo(dtype).eps * (scale or 1.0)
+    return min(1024 * torch.finfo(dtype).eps, 0.25) * (scale or 1.0)
