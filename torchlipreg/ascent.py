@@ -156,8 +156,9 @@ class Nesterov:
     """Nesterov's accelerated gradient, Algorithm 2: θ ← ν + τ ∇q²(ν), ν ← γ θ_old + (1 − γ) θ.
 
     Departure from the report: as printed, Algorithm 2 starts at λ₀ = 0 and uses γₖ₊₁ = (1 − λₖ)/λₖ₊₁ one index late,
-    so that γ₁ = 1 and its second iteration goes back to θ₁, and γ₀ is not given. Here λ₀ = 1 and γₖ = (1 − λₖ)/λₖ₊₁,
-    the same sequence from where it makes sense.
+    so that γ₁ = 1 and its second iteration goes back to θ₁, and γ₀ is not given. Here γₖ = (1 − λₖ)/λₖ₊₁ and
+    νₖ = γₖ θₖ₋₁ + (1 − γₖ) θₖ: γ₀ = 1 (ν₀ = θ₀), γ₁ = 0, and the same sequence from there. ν is formed from the
+    projected θ; otherwise it would run away from pairs that the bounds hold back.
 
     Attributes:
         step_size: τ, in squared input units per unit of q².
@@ -169,20 +170,18 @@ class Nesterov:
     step_size: float
 
     def start(self, pairs: PairSet) -> State:
-        """Start with ν = θ and λ = 1."""
-        return {"ahead": pairs, "lambda": pairs.map(lambda z: _column(z, 1.0))}
+        """Start with λ = 0, for which γ = 1 and ν = θ."""
+        return {"previous": pairs, "lambda": pairs.map(lambda z: _column(z, 0.0))}
 
     def look_at(self, pairs: PairSet, state: State) -> PairSet:
         """Take the gradient at ν."""
-        return state["ahead"]
+        gamma = state["lambda"].map(lambda k: (1 - k) / _next_lambda(k))
+        return pairs.map(lambda new, old, g: g * old + (1 - g) * new, state["previous"], gamma)
 
     def step(self, pairs: PairSet, gradient: PairSet, state: State) -> tuple[PairSet, State]:
-        """Step from ν, then extrapolate."""
-        moved = state["ahead"].map(lambda nu, g: nu + self.step_size * g, gradient)
-        new_lambda = state["lambda"].map(lambda k: (1 + (1 + 4 * k**2).sqrt()) / 2)
-        gamma = state["lambda"].map(lambda old, new: (1 - old) / new, new_lambda)
-        ahead = pairs.map(lambda old, new, g: g * old + (1 - g) * new, moved, gamma)
-        return moved, {"ahead": ahead, "lambda": new_lambda}
+        """Step from ν."""
+        moved = self.look_at(pairs, state).map(lambda nu, g: nu + self.step_size * g, gradient)
+        return moved, {"previous": pairs, "lambda": state["lambda"].map(_next_lambda)}
 
 
 @dataclass(frozen=True)
@@ -228,6 +227,10 @@ def where_state(keep: Tensor, state: State, other: State) -> State:
 def on_sphere(pairs: PairSet, centre: Tensor, radius: float, p: float) -> PairSet:
     """Project both points on the ε-sphere around a centre, a point at the centre staying there (Algorithm 3)."""
     return pairs.map(lambda z: centre + rescale(z - centre, radius, p))
+
+
+def _next_lambda(k: Tensor) -> Tensor:
+    return (1 + (1 + 4 * k**2).sqrt()) / 2
 
 
 def _column(z: Tensor, value: float) -> Tensor:

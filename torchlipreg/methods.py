@@ -102,16 +102,20 @@ def start(
 def is_stuck(pairs: PairSet, q: Tensor, floor: float, p: float) -> Tensor:
     """Say which pairs ascent cannot move: on a level set f(x) = f(x′) (Property 1), collapsed, or not finite.
 
+    Rounding leaves a quotient of a few machine epsilons, relative to the largest, on a level set.
+
     Args:
         pairs: Pairs, shape (N, *).
         q: Their quotients, shape (N,).
-        floor: Smallest distance that counts.
+        floor: Smallest distance that counts; 0 in the limit ε → 0, in which x′ − x is a mere direction.
         p: The input norm.
 
     Returns:
         Shape (N,), bool.
     """
-    return (q <= 0) | (pairs.distance(p) < floor) | ~q.isfinite()
+    finite = q.isfinite()
+    noise = 32 * torch.finfo(q.dtype).eps * torch.where(finite, q, 0).amax()
+    return (q <= noise) | (pairs.distance(p) < floor) | ~finite
 
 
 def projection(settings: Settings, centre: Tensor, radius: float | None) -> Callable[[PairSet], PairSet]:

@@ -102,7 +102,7 @@ class Step:
         if self.moves:
             state.advance(pairs, memory if settings.persistent else {}, finite.all(), floor)
             if settings.persistent:
-                state.stuck = is_stuck(pairs, q.detach(), floor, settings.input_norm)
+                state.stuck = is_stuck(pairs, q.detach(), 0.0 if radius == 0 else floor, settings.input_norm)
         return value
 
     def _outputs_at(
