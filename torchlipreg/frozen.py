@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from types import MethodType
+from types import MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ def fixed_function(
 
     Args:
         model: Function, ``nn.Module``, or one wrapped in DDP, DataParallel, FSDP or ``torch.compile``. The modules
-            that a plain function or lambda uses are found in its closure and globals.
+            that a plain function or lambda uses are found by :func:`find_modules`.
         output: From the model's return value to the tensor that counts; default :func:`default_output`.
         eager: Step around ``torch.compile``, for transforms that it does not support (``torch.func.jvp``).
 
@@ -74,18 +74,40 @@ def unwrap(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
 
 
 def find_modules(f: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules that a callable is, is bound to, or names in its closure and globals."""
-    if isinstance(f, nn.Module):
-        return [f]
-    if isinstance(f, functools.partial):
-        return find_modules(f.func)
-    if isinstance(f, MethodType):
-        return [f.__self__] if isinstance(f.__self__, nn.Module) else []
-    if not inspect.isfunction(f):
+    """Return the modules that a callable is or uses.
+
+    Looks into a function's closure and globals, its helpers in the same file, a partial's arguments, the object of a
+    method, and one level into the lists, dicts and objects found there.
+    """
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    queue: list[Any] = [f]
+    while queue:
+        value = queue.pop(0)
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            found.append(unwrap(value))  # type: ignore[arg-type]
+        else:
+            queue += _uses(value)
+    return found
+
+
+def _uses(value: Any) -> list[Any]:
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if inspect.isfunction(value):
+        names = inspect.getclosurevars(value)
+        used = [v for v in names.globals.values() if not inspect.isfunction(v) or v.__globals__ is value.__globals__]
+        return [*names.nonlocals.values(), *used]
+    if isinstance(value, (type, ModuleType, Tensor)):
         return []
-    names = inspect.getclosurevars(f)
-    values = [*names.nonlocals.values(), *names.globals.values()]
-    return [unwrap(v) for v in values if isinstance(v, nn.Module)]  # type: ignore[misc]
+    if not isinstance(value, (list, tuple)):
+        value = (value if isinstance(value, dict) else getattr(value, "__dict__", {})).values()
+    return [v for v in value if isinstance(v, nn.Module)]
 
 
 def default_output(y: Any) -> Any:
@@ -191,7 +213,8 @@ def _no_autocast() -> Iterator[None]:
 @contextlib.contextmanager
 def _checkpoints_recompute_under(state: _FrozenState) -> Iterator[None]:
     # A non-reentrant checkpoint runs its forward again during backward, when the modules are back in train mode:
-    # its recomputation is wrapped so that it sees the frozen state again.
+    # its recomputation is wrapped so that it sees the frozen state again. Under torch.func.jvp it cannot recompute at
+    # all (another number of tensors is saved), so in the limit it keeps its activations.
     original = torch.utils.checkpoint._checkpoint_hook
 
     class Hook(original):  # type: ignore[misc, valid-type]
@@ -205,7 +228,8 @@ def _checkpoints_recompute_under(state: _FrozenState) -> Iterator[None]:
             frame.recompute_fn = recompute_frozen
             super().__init__(frame)
 
-    torch.utils.checkpoint._checkpoint_hook = Hook  # type: ignore[misc]
+    replacement = contextlib.nullcontext if state.eager else Hook
+    torch.utils.checkpoint._checkpoint_hook = replacement  # type: ignore[assignment, misc]
     try:
         yield
     finally:
