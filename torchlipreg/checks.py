@@ -59,17 +59,22 @@ def check_bounds(bounds: Any) -> tuple[float, float] | None:
     return low, high
 
 
-def check_points(name: str, x: Any) -> None:
+def check_points(name: str, x: Any, *, may_be_empty: bool = False) -> None:
     """Raise unless ``x`` is a real floating tensor of shape (N, *) with N ≥ 1. Reads no values: no GPU sync."""
     if not isinstance(x, Tensor):
         raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(x).__name__}.")
+    if type(x).__name__ == "DTensor":  # by name: the import would cost a second, and moved between versions
+        raise TypeError(
+            f"Expected argument `{name}` to be a plain tensor, this rank's part of the batch, but got a DTensor: the "
+            "penalty supports data parallelism (DDP, FSDP2), not tensor parallelism."
+        )
     if not x.is_floating_point():
         raise TypeError(
             f"Expected argument `{name}` to be a floating tensor, but got {x.dtype}. A difference quotient needs a "
             "continuous input: for tokens or categories pass their embeddings, with the part of the model above "
             f"them as `model`; convert images with `{name}.float()`."
         )
-    if x.dim() == 0 or x.numel() == 0:
+    if x.dim() == 0 or (x.numel() == 0 and not (may_be_empty and x.shape[1:].numel())):
         raise ValueError(
             f"Expected argument `{name}` to have shape (N, *) with at least one row, but got {tuple(x.shape)}."
         )
@@ -79,7 +84,7 @@ def check_values(x: Tensor, bounds: tuple[float, float] | None) -> None:
     """Raise if the batch has non-finite values or lies outside ``bounds``. Reads values: first call only."""
     if not bool(torch.isfinite(x).all()):
         raise ValueError("Expected argument `x` to be finite, but it holds NaN or infinity: check the data loader.")
-    if bounds is not None:
+    if bounds is not None and len(x):
         low, high = float(x.min()), float(x.max())
         if low < bounds[0] or high > bounds[1]:
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -61,13 +61,70 @@ def reduce_max(values: Tensor, valid: Tensor) -> Tensor:
     if world_size() == 1:
         return local
     maxima = _gather(local.detach().unsqueeze(0)).squeeze(1)
-    owner = maxima.argmax() == rank()
-    return _with_value(world_size() * local * owner, maxima.amax())
+    ranks = torch.arange(world_size(), device=maxima.device)
+    first = torch.where(maxima == maxima.amax(), ranks, world_size()).amin()  # argmax may name any of equal values
+    return _with_value(world_size() * local * (first == rank()), maxima.amax())
 
 
 def largest(value: Tensor) -> Tensor:
-    """Return the largest of a detached 0-dim tensor over all ranks. Collective."""
-    return value if world_size() == 1 else _gather(value.unsqueeze(0)).amax()
+    """Return the largest of a detached tensor over all ranks, element by element. Collective."""
+    return value if world_size() == 1 else _gather(value.reshape(-1)).amax(0).view_as(value)
+
+
+def largest_or_raise(value: Tensor, error: Exception | None) -> float:
+    """Return the largest value over all ranks, or raise on every rank if there is an error on one.
+
+    An error on one rank alone would leave the others waiting in their next collective. Collective; reads the value.
+
+    Args:
+        value: Of this rank, 0-dim.
+        error: Of this rank, or None.
+
+    Returns:
+        The largest value.
+
+    Raises:
+        RuntimeError: If another rank has an error; its own message is there.
+    """
+    failed = torch.full_like(value, error is not None)
+    number, any_failed = largest(torch.stack([value, failed])).tolist()
+    if error is not None:
+        raise error
+    if any_failed:
+        raise RuntimeError("The penalty was refused on another rank: see the error that was raised there.")
+    return float(number)
+
+
+def check_parallelism(model: Any) -> None:
+    """Raise at once where a penalty under this kind of parallelism would hang or be silently wrong.
+
+    Args:
+        model: As the training loop calls it, wrappers included.
+
+    Raises:
+        RuntimeError: If the model's parallelism is not supported.
+    """
+    if not (isinstance(model, nn.Module) and dist.is_available() and dist.is_initialized()):
+        return
+    sharded = False
+    for module in model.modules():
+        if module.__dict__.get("_sync_gradients") is False and torch.is_grad_enabled():
+            raise RuntimeError(
+                "FullyShardedDataParallel (FSDP1) cannot take a penalty under no_sync(): it fails in backward. "
+                "Accumulate gradients without no_sync(), or shard with fully_shard (FSDP2)."
+            )
+        sharded = sharded or hasattr(module, "set_requires_gradient_sync")  # FSDP2
+        for parameter in module._parameters.values():
+            if hasattr(parameter, "ds_id"):
+                raise RuntimeError(
+                    "DeepSpeed ZeRO-3 cannot take a penalty: it fails with several forwards in one backward "
+                    "(microsoft/DeepSpeed issue 5321). Use ZeRO-1 or ZeRO-2, or FSDP2."
+                )
+            if not sharded and type(parameter).__name__ == "DTensor":
+                raise RuntimeError(
+                    "The model's parameters are DTensors of tensor parallelism, which needs the same pairs on all its "
+                    "ranks. The penalty supports data parallelism: DDP and FSDP2 (fully_shard)."
+                )
 
 
 def _with_value(gradient: Tensor, value: Tensor) -> Tensor:

@@ -32,7 +32,9 @@ def choose_points(settings: Settings, x: Tensor, generator: torch.Generator) -> 
     return torch.randperm(len(x), generator=generator, device=x.device)[: settings.num_pairs]
 
 
-def draw_pairs(settings: Settings, x: Tensor, radius: float | None, generator: torch.Generator) -> PairSet:
+def draw_pairs(
+    settings: Settings, x: Tensor, radius: float | None, generator: torch.Generator, num_pairs: int | None = None
+) -> PairSet:
     """Draw fresh pairs: X_lip's start in Algorithm 1 (persistent methods), or around each data point (local ones).
 
     Args:
@@ -40,21 +42,38 @@ def draw_pairs(settings: Settings, x: Tensor, radius: float | None, generator: t
         x: Data points, shape (N, *).
         radius: ε; None for pairs of different data points.
         generator: The only source of randomness.
+        num_pairs: max, sum: how many, if not what the settings say (another number of ranks has saved them).
 
     Returns:
         ``num_pairs`` pairs for max and sum, N for tv and ptv.
     """
     limit = radius == 0
+    count = num_pairs or settings.num_pairs or 0
     if radius is None:
-        pairs = draw_from_data(x, settings.num_pairs or 0, generator)
+        pairs = draw_from_data(x, count, generator)
     else:
-        centre = draw_points(x, settings.num_pairs or 0, generator) if settings.persistent else x
+        centre = draw_points(x, count, generator) if settings.persistent else x
         sphere = limit or (settings.method == "ptv" and settings.anchored)
         pairs = draw_in_ball(centre, radius or 1.0, settings.input_norm, generator, on_sphere=sphere)
     if settings.noise and not limit:
         x_prime = add_noise(pairs.x_prime, settings.noise, generator)
         pairs = PairSet(pairs.x if settings.fixed_x else add_noise(pairs.x, settings.noise, generator), x_prime)
     return pairs if limit else pairs.clamp(settings.bounds)
+
+
+def points_needed(radius: float | None) -> int:
+    """Return how many data points a pair starts from."""
+    return 2 if radius is None else 1
+
+
+def check_size(settings: Settings, radius: float | None, batch: Tensor) -> None:
+    """Raise ValueError if X_lip is to start from a batch with too few points."""
+    if settings.persistent and len(batch) < points_needed(radius):
+        raise ValueError(
+            f"Expected the first `x`, from which the pairs of method {settings.method!r} start, to hold at least "
+            f"{points_needed(radius)} data points with `radius`={radius}, but got {len(batch)}. Give a larger batch"
+            + (", or a `radius`." if radius is None else ".")
+        )
 
 
 def start(
@@ -81,20 +100,16 @@ def start(
         Pairs and the rule's state.
 
     Raises:
-        ValueError: If X_lip is to start from different data points and the batch has only one.
+        ValueError: If the batch is too small for X_lip to start from it.
     """
     if not settings.persistent or known is None:
-        if radius is None and len(batch) < 2:
-            raise ValueError(
-                f"Expected the first `x` to hold two data points or more, from which `radius`=None starts the pairs of "
-                f"method {settings.method!r}, but got {len(batch)}. Give a larger batch, or a `radius`."
-            )
+        check_size(settings, radius, batch)
         pairs = draw_pairs(settings, batch, radius, generator)
         return pairs, rule.start(pairs)
     pairs, state = known
-    if stuck is None or (radius is None and len(batch) < 2):
+    if stuck is None or len(batch) < points_needed(radius):
         return known
-    fresh = draw_pairs(settings, batch, radius, generator)
+    fresh = draw_pairs(settings, batch, radius, generator, num_pairs=len(stuck))
     keep = ~stuck.to(batch.device) | ~fresh.isfinite()
     return pairs.where(keep, fresh), where_state(keep, state, rule.start(fresh))
 

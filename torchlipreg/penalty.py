@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.checks import check_number, check_points
+from torchlipreg.distributed import check_parallelism, world_size
 from torchlipreg.pairs import PairSet
 from torchlipreg.reuse import OutputReuse
 from torchlipreg.settings import Settings
@@ -172,7 +173,10 @@ class LipschitzPenalty:
     ) -> Tensor:
         """Move the pairs and return the penalty at their new place.
 
-        Collective if a process group is initialised: every rank must call it. The value is the same on every rank.
+        Collective if a process group is initialised: every rank must call it, equally often, also one whose batch is
+        empty. The value is the same on every rank, and averaging the gradients over the ranks, as DDP and FSDP do,
+        gives those of one process that holds all pairs. Add the penalty to the loss, with one ``backward()`` for the
+        sum: data parallelism does not average the gradients of a ``penalty.backward()`` of its own.
 
         Args:
             model: The model being trained: any callable from (N, *) to an output; not kept. In DDP, FSDP2,
@@ -192,7 +196,8 @@ class LipschitzPenalty:
             ValueError: If shapes do not fit, the output carries no gradient, or, checked in the first call only,
                 ``x`` is not finite or outside ``bounds``.
         """
-        check_points("x", x)
+        check_points("x", x, may_be_empty=world_size() > 1)
+        check_parallelism(model)
         self._check_shape(x)
         if self.weight == 0:
             return torch.zeros((), device=x.device)
@@ -201,9 +206,8 @@ class LipschitzPenalty:
         if call % self.settings.interval:
             self._state.calls += moves
             return torch.zeros((), device=x.device)
-        with self._state.random_source(x.device, self.settings.seed, keep=moves) as generator:
-            step = Step(self.settings, self.radius, self._state, self._reuse, generator, moves)
-            value = step(model, x, outputs)
+        generator = self._state.generator(x.device, self.settings.seed)
+        value = Step(self.settings, self.radius, self._state, self._reuse, generator, moves)(model, x, outputs)
         penalty = self.weight * self.settings.interval * value
         if moves and not penalty.requires_grad:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
@@ -218,7 +222,7 @@ class LipschitzPenalty:
             )
 
     def synchronize(self) -> None:
-        """Gather all ranks' pairs and random states, so that the next ``state_dict()`` on any rank holds them all.
+        """Gather the pairs of all ranks, so that the next ``state_dict()`` on any rank holds them all.
 
         Collective: every rank must call it. The only collective besides the call itself; a no-op on one process. The
         gathered state is dropped by the next call of the penalty.
@@ -228,7 +232,8 @@ class LipschitzPenalty:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a bit-equal resume needs: tensors, numbers, strings, lists and dicts only.
 
-        Not collective. On several ranks it holds this rank's pairs only, unless :meth:`synchronize` came just before.
+        Not collective. On several ranks it holds this rank's pairs only, with a warning, unless :meth:`synchronize`
+        came just before. The pairs of tv and ptv live for one call and are not saved.
 
         Returns:
             The state; ``torch.load(..., weights_only=True)`` reads it back.
@@ -238,7 +243,9 @@ class LipschitzPenalty:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state, weight and radius included. Tensors move to the model's device in the next call.
 
-        Saved by W processes and synchronised, it can be loaded by any number: rank r takes every W-th pair from r on.
+        Saved after :meth:`synchronize`, it can be loaded by any number of processes W: by as many as saved it, each
+        rank gets its own pairs back; otherwise rank r takes every W-th pair from r on. Saved without, the pairs go to
+        the rank that saved them, and the others start anew.
 
         Args:
             state: From :meth:`state_dict` of a penalty with the same method, norms, ascent and number of pairs.

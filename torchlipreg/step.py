@@ -12,9 +12,9 @@ from torch import Tensor
 
 from torchlipreg.ascent import ascend
 from torchlipreg.checks import check_values
-from torchlipreg.distributed import largest, reduce_max, reduce_mean
+from torchlipreg.distributed import largest_or_raise, reduce_max, reduce_mean
 from torchlipreg.frozen import Function, compute_dtype, fixed_function
-from torchlipreg.methods import ascent_rule, choose_points, is_stuck, projection, start
+from torchlipreg.methods import ascent_rule, check_size, choose_points, is_stuck, projection, start
 from torchlipreg.norms import batch_norm, per_row
 from torchlipreg.objective import pair_quotients
 from torchlipreg.pairs import all_finite
@@ -72,19 +72,21 @@ class Step:
 
         with fixed_function(model, settings.output, eager=radius == 0) as f:
             if known is not None and not self.moves:
-                return self._reduce(quotients(f, known[0]))
+                return self._reduce(quotients(f, known[0]), state.counts)
             chosen = choose_points(settings, points, self.generator)
             batch = points if chosen is None else points[chosen]
-            finite = all_finite(batch)
+            finite = counts = all_finite(batch)
             if not settings.persistent:
                 batch = torch.where(per_row(finite, batch), batch, 0)
+                if len(batch) == 0:  # a rank without data takes part in each forward and collective all the same
+                    batch, counts = batch.new_zeros(1, *batch.shape[1:]), finite.new_zeros(1)
             rule = ascent_rule(settings, batch, radius)
             pairs, memory = start(settings, known, state.stuck, batch, rule, radius, self.generator)
 
             fx = None
             if settings.fixed_x and radius != 0:
                 fx = self._outputs_at(pairs.x, model, f, x, outputs, chosen)
-                fx = torch.where(per_row(finite, fx), fx, 0)
+                fx = torch.where(per_row(counts, fx), fx, 0)
             if self.moves:
                 anchor = None if fx is None else fx.detach()
                 pairs, memory = ascend(
@@ -98,10 +100,10 @@ class Step:
                 )
             q = quotients(f, pairs, fx)
 
-        value = self._reduce(q, None if settings.persistent else finite)
+        value = self._reduce(q, None if settings.persistent else counts)
         if self.moves:
-            state.advance(pairs, memory if settings.persistent else {}, finite.all(), floor)
             if settings.persistent:
+                state.advance(pairs, memory, None, finite.all(), floor)
                 state.stuck = is_stuck(pairs, q.detach(), 0.0 if radius == 0 else floor, settings.input_norm)
         return value
 
@@ -117,12 +119,14 @@ class Step:
         if outputs is not None:
             y = select_outputs(outputs, self.settings.output, len(x))
             if self.reuse.allowed(model, f, x, y):
+                if len(x) == 0:
+                    return y.new_zeros(len(points), *y.shape[1:])
                 return y if chosen is None else y[chosen]
         return f(points)
 
     def _reduce(self, q: Tensor, valid: Tensor | None = None) -> Tensor:
         power = self.settings.power
-        valid = torch.ones_like(q, dtype=torch.bool) if valid is None else valid
+        valid = torch.ones_like(q, dtype=torch.bool) if valid is None else valid.to(q.device)
         if self.settings.method == "max":
             maximum = reduce_max(q, valid)
             self.state.estimate = maximum.detach()
@@ -132,8 +136,13 @@ class Step:
 
     def _first_look(self, model: Callable[[Tensor], Any], points: Tensor) -> float:
         """Check the values of the first batch, and return the smallest distance that the dtype resolves there."""
-        check_values(points, self.settings.bounds)
-        scale = float(largest(batch_norm(points, self.settings.input_norm).mean()))
+        error = None
+        try:
+            check_values(points, self.settings.bounds)
+            check_size(self.settings, self.radius, points)
+        except ValueError as e:
+            error = e
+        scale = largest_or_raise(batch_norm(points, self.settings.input_norm).sum() / max(1, len(points)), error)
         dtype = compute_dtype(model, points)
         floor = distance_floor(dtype, scale)
         if self.radius is not None and 0 < self.radius < floor:
