@@ -176,7 +176,7 @@ class Nesterov:
     def look_at(self, pairs: PairSet, state: State) -> PairSet:
         """Take the gradient at ν."""
         gamma = state["lambda"].map(lambda k: (1 - k) / _next_lambda(k))
-        return pairs.map(lambda new, old, g: g * old + (1 - g) * new, state["previous"], gamma)
+        return pairs.map(lambda new, old, g: new + g * (old - new), state["previous"], gamma)
 
     def step(self, pairs: PairSet, gradient: PairSet, state: State) -> tuple[PairSet, State]:
         """Step from ν."""
