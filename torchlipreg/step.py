@@ -102,7 +102,9 @@ class Step:
 
         value = self._reduce(q, None if settings.persistent else counts)
         if self.moves:
-            if settings.persistent:
+            if not settings.persistent:
+                state.advance(pairs, {}, counts, finite.all(), floor)
+            else:
                 state.advance(pairs, memory, None, finite.all(), floor)
                 state.stuck = is_stuck(pairs, q.detach(), 0.0 if radius == 0 else floor, settings.input_norm)
         return value
