@@ -132,9 +132,10 @@ def _with_value(gradient: Tensor, value: Tensor) -> Tensor:
 
 
 def _gather(row: Tensor) -> Tensor:
-    table = row.new_empty(world_size(), *row.shape)
-    dist.all_gather_into_tensor(table, row.contiguous())
-    return table
+    """Return the rows of all ranks, shape (W, n), from one row each, shape (n,)."""
+    table = row.new_empty(world_size() * len(row))  # gloo takes no table of two dimensions
+    dist.all_gather_into_tensor(table, row)
+    return table.view(world_size(), -1)
 
 
 def gather_objects(value: Any) -> list[Any]:
