@@ -1,0 +1,242 @@
+"""LipschitzTask: a timm training task with a penalty."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from typing import Any, cast
+
+import torch
+from timm.task import TrainingTask
+from torch import Tensor, nn
+
+from torchlipreg import LipschitzPenalty
+from torchlipreg.distributed import rank, world_size
+from torchlipreg.frozen import unwrap
+
+STATE_KEY = "lipschitz"
+GATHER_INTERVAL = 50  # optimizer steps
+
+
+class LipschitzTask(TrainingTask):
+    """A timm training task whose loss includes a Lipschitz penalty.
+
+    It takes the place of the task, as an instance of the task's own class too, and shares everything with it; the
+    task itself stays without a penalty::
+
+        task = ClassificationTask(model, criterion)
+        task = LipschitzTask(task, LipschitzPenalty("tv", weight=1e-3))
+        result = task(input, target)
+        result["loss"].backward()
+
+    The result is the task's, with the penalty added to ``loss``, and two detached tensors besides: ``penalty``, and
+    ``lipschitz``, the largest quotient found so far in training, a lower bound. The penalty is added while the model
+    is in training mode and gradients are on, never to a validation loss.
+
+    The penalty sees what ``get_eval_model()`` returns, the model that timm validates and exports: in the distillation
+    tasks the student alone, without projection, and with the output that it will have when deployed (a DeiT's mean of
+    its two heads). The task's ``output`` serves as f(x) where it is the same.
+
+    Call the task rather than its ``forward``, which stays the plain one.
+
+    On several processes the saver runs on rank 0 only, so the pairs of all ranks are gathered beforehand: whenever
+    the evaluator of :meth:`create_evaluator` computes its distributed metrics, just before timm saves, and in every
+    50th :meth:`update_ema`, for checkpoints within an epoch. Call :meth:`synchronize` in a loop that has neither.
+
+    Args:
+        task: Any ``timm.task.TrainingTask``, before or after ``compile`` and ``prepare_distributed``.
+        penalty: Its state is saved in the task state, with its options.
+
+    Raises:
+        TypeError: If an argument has the wrong type, or the task has a penalty already.
+    """
+
+    penalty: LipschitzPenalty
+
+    def __init__(self, task: TrainingTask, penalty: LipschitzPenalty) -> None:
+        if not isinstance(task, TrainingTask):
+            raise TypeError(f"Expected argument `task` to be a timm.task.TrainingTask, but got {type(task).__name__}.")
+        if isinstance(task, LipschitzTask):
+            raise TypeError("Expected argument `task` to be without a penalty, but got a LipschitzTask.")
+        self.__class__ = type(f"Lipschitz{type(task).__name__}", (type(self), type(task)), {})
+        self.__dict__ = task.__dict__
+        self._set_penalty(penalty)
+
+    def _set_penalty(self, penalty: LipschitzPenalty) -> None:
+        if not isinstance(penalty, LipschitzPenalty):
+            raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
+        self.penalty = penalty
+        self._options = _options(penalty)
+        self._gathered_state: dict[str, Any] | None = None
+        self._moved_since_gather = False
+        self._updates = 0
+
+    def __call__(self, input: Tensor, target: Any) -> dict[str, Any]:
+        """Return the task's result, with the penalty in ``loss`` and beside it.
+
+        Collective in training, if a process group is initialised.
+
+        Args:
+            input: Images, shape (N, C, H, W), mixed or not.
+            target: What the task expects.
+
+        Returns:
+            The task's result, its ``loss`` with the penalty, ``penalty`` and ``lipschitz``, 0-dim.
+        """
+        result = super().__call__(input, target)
+        loss = result["loss"]
+        penalty = self._penalty_at(input, result) if self._applies() else loss.new_zeros(())
+        if penalty.requires_grad:
+            loss = loss + penalty
+        estimate = self.penalty._state.estimate.clone()  # .estimate would wait for the GPU
+        return {**result, "loss": loss, "penalty": penalty.detach(), "lipschitz": estimate}
+
+    def _applies(self) -> bool:
+        return self.penalty.weight > 0 and torch.is_grad_enabled() and self._model().training
+
+    def _penalty_at(self, input: Tensor, result: dict[str, Any]) -> Tensor:
+        if not isinstance(input, Tensor):
+            raise TypeError(
+                f"Expected argument `input` to be a tensor, but got {type(input).__name__}: a penalty needs one tensor "
+                "to move, which NaFlex batches have not. Train without the NaFlex loader, or with weight 0."
+            )
+        output = result.get("output")
+        usable = isinstance(output, Tensor) and len(output) == len(input) and self.penalty.settings.output is None
+        self._moved_since_gather = True
+        return self.penalty(self._model(), input, output if usable else None)
+
+    def _model(self) -> nn.Module:
+        model = self.get_eval_model()
+        if not isinstance(model, nn.Module) or model is self:
+            raise TypeError(
+                f"Expected `get_eval_model()` of {type(self).__name__} to return its model, but got "
+                f"{type(model).__name__}: define it, or set `trainable_module`."
+            )
+        core = unwrap(model)
+        if isinstance(core, torch.jit.ScriptModule):
+            raise TypeError("A scripted model cannot be held in a fixed state. Use torch.compile (--torchcompile).")
+        return cast(nn.Module, core)
+
+    def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> TrainingTask:
+        """Wrap the trainable module in DDP, as the task does, also where ``device_ids`` name the CPU.
+
+        Args:
+            device_ids: As for DDP. timm's train.py passes ``[cpu]`` on a CPU, which DDP refuses; it is dropped.
+            **ddp_kwargs: As for DDP.
+
+        Returns:
+            This task.
+        """
+        if device_ids and all(isinstance(d, (str, torch.device)) and torch.device(d).type == "cpu" for d in device_ids):
+            device_ids = None
+        return super().prepare_distributed(device_ids=device_ids, **ddp_kwargs)
+
+    def synchronize(self) -> None:
+        """Gather the pairs of all ranks for saving, if they moved since the last time.
+
+        Collective: every rank must call it. A no-op on one process.
+        """
+        if world_size() > 1 and self._moved_since_gather:
+            self.penalty.synchronize()
+            self._gathered_state = self.penalty.state_dict()
+            self._moved_since_gather = False
+
+    def update_ema(self, step: int | None = None) -> None:
+        """Update the moving average, as the task does, and gather the pairs now and then. Collective.
+
+        Args:
+            step: As for the task.
+        """
+        super().update_ema(step=step)
+        if self._updates % GATHER_INTERVAL == 0:
+            self.synchronize()
+        self._updates += 1
+
+    def create_evaluator(self, **kwargs: Any) -> Any:
+        """Return the task's evaluator, which gathers the pairs when it gathers its metrics.
+
+        Args:
+            **kwargs: As for the task.
+
+        Returns:
+            The evaluator.
+        """
+        evaluator = super().create_evaluator(**kwargs)  # type: ignore[no-untyped-call]
+        compute = evaluator.compute
+
+        @functools.wraps(compute)
+        def compute_and_gather(distributed: bool = False) -> Any:
+            if distributed:  # only then it is certain that every rank is here
+                self.synchronize()
+            return compute(distributed=distributed)
+
+        evaluator.compute = compute_and_gather
+        return evaluator
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """Return the task's state, and the penalty's under ``"lipschitz"``. Not collective.
+
+        Args:
+            module: As for the task.
+            ema: Of the moving average: without the penalty's.
+
+        Returns:
+            The state: tensors and plain values only.
+        """
+        state = super().get_task_state(module=module, ema=ema)
+        if ema:
+            return state
+        if self._gathered_state is None and self._moved_since_gather and world_size() > 1:
+            _warn("Only this rank's pairs are saved: call `synchronize()` of the task on every rank before saving.")
+        penalty_state = self._gathered_state or self.penalty.state_dict()
+        return {**state, STATE_KEY: {"options": self._options, "state": penalty_state}}
+
+    def load_task_state(
+        self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
+    ) -> None:
+        """Restore the task's state and the penalty's; without one the pairs start anew, with a warning.
+
+        Weight and radius are the saved ones, unless this penalty was constructed with others.
+
+        Args:
+            state: From :meth:`get_task_state`, of any number of processes, or of a task without a penalty.
+            strict: As for the task.
+            module: As for the task.
+            ema: As for the task; the penalty has no moving average.
+        """
+        rest = dict(state or {})
+        saved = rest.pop(STATE_KEY, None)
+        super().load_task_state(rest or None, strict=strict, module=module, ema=ema)
+        if not ema and (saved is not None or self.penalty.weight > 0):
+            self._load_penalty(saved)
+
+    def _load_penalty(self, saved: dict[str, Any] | None) -> None:
+        if saved is None:
+            _warn("The checkpoint holds no penalty, so its pairs start anew.")
+            return
+        changed = [name for name, value in self._options.items() if saved["options"].get(name) != value]
+        chosen = {name: getattr(self.penalty, name) for name in ("weight", "radius") if name in changed}
+        try:
+            self.penalty.load_state_dict(saved["state"])
+        except ValueError as error:
+            _warn(f"The penalty's pairs start anew. {error}")
+            return
+        self._gathered_state, self._moved_since_gather = None, True
+        for name, value in chosen.items():
+            setattr(self.penalty, name, value)
+        if changed:
+            values = ", ".join(f"{name}={self._options[name]!r}" for name in changed)
+            _warn(f"The penalty goes on with other options than the checkpoint's: {values}.")
+
+
+def _options(penalty: LipschitzPenalty) -> dict[str, Any]:
+    output = penalty.settings.output
+    name = None if output is None else getattr(output, "__qualname__", type(output).__qualname__)
+    settings = dataclasses.asdict(dataclasses.replace(penalty.settings, output=None))
+    return {"weight": penalty.weight, "radius": penalty.radius, **settings, "output": name}
+
+
+def _warn(message: str) -> None:
+    if rank() == 0:
+        warnings.warn(message, stacklevel=4)
