@@ -4,7 +4,6 @@ import math
 
 import torch
 
-
 # ---- norms ----------------------------------------------------------------------------------------------------------
 
 
@@ -33,7 +32,7 @@ def matrix_norm(matrix, p, q):
 def dense_jacobian(f, x):
     """The Jacobian of f at one point x, shape (*), as a matrix: one backward per output."""
     x = x.detach().clone().requires_grad_()
-    y = f(x.unsqueeze(0)).flatten()
+    y = f(x.unsqueeze(0).clone()).flatten()
     rows = [torch.autograd.grad(y_i, x, retain_graph=True, materialize_grads=True)[0].flatten() for y_i in y]
     return torch.stack(rows)
 
