@@ -28,15 +28,27 @@ class OutputReuse:
 
     def __init__(self) -> None:
         self.verdict: bool | None = None
+        self._exact = False
+        self._mode: tuple[Any, ...] = ()
         self._signature: tuple[Any, ...] | None = None
 
-    def allowed(self, model: Callable[[Tensor], Any], f: Function, x: Tensor, y: Tensor) -> bool:
-        """Say whether ``y`` may be used for f(x).
-
-        Reads tensor values only when the training flags differ from the last call's.
+    def note_mode(self, model: Callable[[Tensor], Any], x: Tensor) -> None:
+        """Note how the loop's forward may differ from the fixed function. To be called outside of it.
 
         Args:
             model: The model as the loop calls it.
+            x: The loop's inputs, shape (N, *).
+        """
+        stochastic, flags = train_signature(model)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        self._exact, self._mode = not (stochastic or autocast), (stochastic, autocast, flags)
+
+    def allowed(self, f: Function, x: Tensor, y: Tensor) -> bool:
+        """Say whether ``y`` may be used for f(x).
+
+        Reads tensor values only when the mode that was noted, or a shape, differs from the last call's.
+
+        Args:
             f: The model as a fixed function.
             x: The loop's inputs, shape (N, *).
             y: The loop's outputs, shape (N, *).
@@ -47,11 +59,10 @@ class OutputReuse:
         Raises:
             ValueError: If ``y`` has another shape than f(x).
         """
-        stochastic, flags = train_signature(model)
-        usable = y.requires_grad and y.dtype in (torch.float32, torch.float64) and not autocast_enabled(x)
-        signature = (*flags, stochastic, usable, tuple(x.shape[1:]), tuple(y.shape[1:]))
+        usable = self._exact and y.requires_grad and y.dtype in (torch.float32, torch.float64)
+        signature = (self._mode, usable, tuple(x.shape[1:]), tuple(y.shape[1:]))
         if signature != self._signature:
-            different = not usable or stochastic or self._differs(f, x, y)
+            different = self._differs(f, x, y) or not usable  # the shapes are compared in any case
             self.verdict = not bool(largest(torch.tensor(float(different), device=x.device)))
             self._signature = signature
         return bool(self.verdict)
@@ -68,11 +79,6 @@ class OutputReuse:
                 f"{tuple(y.shape)}. Pass what the model returned for this `x`, or leave `outputs` out."
             )
         return not bool((exact - y.detach()).abs().max() <= TOLERANCE * exact.abs().max())
-
-
-def autocast_enabled(x: Tensor) -> bool:
-    """Say whether autocast is on for the device of ``x``."""
-    return torch.is_autocast_enabled(x.device.type)
 
 
 def select_outputs(outputs: Any, output: Callable[[Any], Any] | None, batch_size: int) -> Tensor:

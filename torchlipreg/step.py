@@ -69,6 +69,8 @@ class Step:
             limit=radius == 0,
         )
         known = state.on(x.device)
+        if outputs is not None:
+            self.reuse.note_mode(model, x)
 
         with fixed_function(model, settings.output, eager=radius == 0) as f:
             if known is not None and not self.moves:
@@ -85,7 +87,7 @@ class Step:
 
             fx = None
             if settings.fixed_x and radius != 0:
-                fx = self._outputs_at(pairs.x, model, f, x, outputs, chosen)
+                fx = self._outputs_at(pairs.x, f, x, outputs, chosen)
                 fx = torch.where(per_row(counts, fx), fx, 0)
             if self.moves:
                 anchor = None if fx is None else fx.detach()
@@ -112,7 +114,6 @@ class Step:
     def _outputs_at(
         self,
         points: Tensor,
-        model: Callable[[Tensor], Any],
         f: Function,
         x: Tensor,
         outputs: Any,
@@ -120,7 +121,7 @@ class Step:
     ) -> Tensor:
         if outputs is not None:
             y = select_outputs(outputs, self.settings.output, len(x))
-            if self.reuse.allowed(model, f, x, y):
+            if self.reuse.allowed(f, x, y):
                 if len(x) == 0:
                     return y.new_zeros(len(points), *y.shape[1:])
                 return y if chosen is None else y[chosen]
