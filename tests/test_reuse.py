@@ -1,0 +1,175 @@
+"""The loop's outputs stand for f(x) exactly when they are f(x)."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from zoo import METHODS, FunctionalDropout, Recurrent, StochasticDepth, conv_bn, dropout_net, gradients, mlp, penalty_of
+
+VECTORS, IMAGES = (8, 6), (8, 3, 6, 6)
+
+
+class DropPath(nn.Module):
+    def __init__(self):
+        super().__init__()
+        drop_path = pytest.importorskip("timm").layers.DropPath
+        self.block, self.last = nn.Sequential(nn.Linear(6, 6), drop_path(0.01)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(x + self.block(x))
+
+
+class Scaled(nn.Module):
+    """Counts its rows, and returns what the test asks for."""
+
+    def __init__(self, wrap=lambda y: y):
+        super().__init__()
+        self.net, self.wrap, self.rows = mlp(), wrap, 0
+
+    def forward(self, x):
+        self.rows += len(x)
+        return self.wrap(self.net(x))
+
+
+def frozen(net):
+    return net.eval()
+
+
+CASES = {
+    "plain": (mlp, VECTORS, True),
+    "plain in eval mode": (lambda: frozen(mlp()), VECTORS, True),
+    "batchnorm": (conv_bn, IMAGES, False),
+    "batchnorm in eval mode": (lambda: frozen(conv_bn()), IMAGES, True),
+    "dropout": (dropout_net, VECTORS, False),
+    "dropout in eval mode": (lambda: frozen(dropout_net()), VECTORS, True),
+    "dropout of rate 0": (lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.0)), VECTORS, True),
+    "rare dropout": (lambda: nn.Sequential(nn.Linear(6, 3), nn.Dropout(1e-6)), VECTORS, False),
+    "functional dropout": (FunctionalDropout, VECTORS, False),
+    "stochastic depth": (StochasticDepth, VECTORS, False),
+    "drop path": (DropPath, VECTORS, False),
+    "lstm": (Recurrent, (8, 5, 4), False),
+    "lstm without dropout": (lambda: Recurrent(dropout=0.0), (8, 5, 4), True),
+}
+
+
+@pytest.mark.parametrize("anchored_method", ["tv", "ptv"])
+@pytest.mark.parametrize("case", CASES)
+def test_reused_exactly_when_right_and_never_another_gradient(case, anchored_method):
+    build, shape, expected = CASES[case]
+    net, x = build().double(), torch.randn(shape, dtype=torch.float64)
+    results = []
+    for give in (True, False):
+        penalty = penalty_of(anchored_method)
+        for _ in range(2):
+            net.zero_grad()
+            out = net(x)
+            buffers = {name: b.clone() for name, b in net.named_buffers()}
+            penalty(net, x, out if give else None).backward()
+            assert all(torch.equal(b, buffers[name]) for name, b in net.named_buffers())
+            for name, b in net.named_buffers():  # each round starts from the same running statistics
+                b.copy_(torch.ones_like(b) if "var" in name else torch.zeros_like(b))
+        results.append(gradients(net))
+        assert penalty.reuses_outputs is (expected if give else None)
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda net, x: net(x).detach(),
+        lambda net, x: net(x + 0.01),
+        lambda net, x: net(x).bfloat16(),
+        lambda net, x: net(x) * torch.tensor([1.0, 1.0, float("nan")]),
+        lambda net, x: net(x).softmax(1),
+    ],
+    ids=["detached", "of another x", "rounded", "not finite", "probabilities"],
+)
+def test_other_values_are_not_used(spoil):
+    net, x = mlp(), torch.randn(VECTORS)
+    given, alone = penalty_of("tv"), penalty_of("tv")
+    assert torch.equal(given(net, x, spoil(net, x)), alone(net, x))
+    assert given.reuses_outputs is False
+
+
+def test_outputs_of_a_call_under_no_grad_are_not_used():
+    net, x = mlp(), torch.randn(VECTORS)
+    with torch.no_grad():
+        out = net(x)
+    penalty = penalty_of("tv")
+    assert penalty(net, x, out).requires_grad
+    assert penalty.reuses_outputs is False
+
+
+def test_outputs_of_autocast_are_not_used():
+    net, x, penalty = mlp(), torch.randn(VECTORS), penalty_of("tv")
+    with torch.autocast("cpu", torch.bfloat16):
+        penalty(net, x, net(x).float())
+    assert penalty.reuses_outputs is False
+    penalty(net, x, net(x))
+    assert penalty.reuses_outputs is True
+
+
+def test_the_verdict_follows_the_training_flags():
+    net, x, penalty = dropout_net(), torch.randn(VECTORS), penalty_of("tv")
+    assert penalty.reuses_outputs is None
+    verdicts = []
+    for mode in (True, False, True):
+        net.train(mode)
+        penalty(net, x, net(x))
+        verdicts.append(penalty.reuses_outputs)
+    assert verdicts == [False, True, False]
+
+
+def test_reuse_saves_the_forward_of_the_data_points():
+    net, x, penalty = Scaled(), torch.randn(VECTORS), penalty_of("tv")
+    rows = []
+    for outputs in (net(x), net(x), None):
+        net.rows = 0
+        penalty(net, x, outputs)
+        rows.append(net.rows)
+    assert rows == [3 * len(x), 2 * len(x), 3 * len(x)]  # the first call compares
+
+
+def test_the_chosen_rows_of_the_outputs_are_used():
+    net, x = mlp(), torch.randn(VECTORS)
+    given, alone = penalty_of("tv", num_pairs=3), penalty_of("tv", num_pairs=3)
+    for _ in range(3):
+        torch.testing.assert_close(given(net, x, net(x)), alone(net, x))
+    assert given.reuses_outputs is True
+
+
+FORMS = {
+    "tuple": lambda y: (y, None),
+    "list": lambda y: [y],
+    "dict": lambda y: {"loss": None, "logits": y},
+    "dict without logits": lambda y: {"prediction": y, "aux": None},
+    "object": lambda y: SimpleNamespace(logits=y, loss=None),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", METHODS)
+def test_outputs_in_any_form(form, method):
+    net, x = Scaled(), torch.randn(VECTORS)
+    plain = penalty_of(method)(net, x, net(x))
+    net.wrap, penalty = FORMS[form], penalty_of(method)
+    assert torch.equal(penalty(net, x, net(x)), plain)
+    assert penalty.reuses_outputs is (True if method in ("tv", "ptv") else None)
+
+
+def test_the_users_output_applies_to_both():
+    net, x = Scaled(lambda y: (None, {"score": y})), torch.randn(VECTORS)
+    penalty, plain = penalty_of("tv", output=lambda y: y[1]["score"]), penalty_of("tv")
+    assert torch.equal(penalty(net, x, net(x)), plain(net.net, x))
+    assert penalty.reuses_outputs is True
+
+
+@pytest.mark.parametrize("wrong", [lambda y: y[:5], lambda y: y[:, :2], lambda y: y.unsqueeze(1)])
+def test_outputs_of_another_shape_are_refused(wrong):
+    net, x, penalty = mlp(), torch.randn(VECTORS), penalty_of("tv")
+    with pytest.raises(ValueError, match="`outputs`"):
+        penalty(net, x, wrong(net(x)))
+    penalty(net, x, net(x))
+    with pytest.raises(ValueError, match="`outputs`"):
+        penalty(net, x, wrong(net(x)))
