@@ -84,7 +84,8 @@ class Pool:
         if self.workers:
             return
         store = Path(tempfile.mkdtemp()) / "store"
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # torch is imported once, for all workers of all pools
+        context.set_forkserver_preload(["torch._dynamo", "torch.distributed", "torchlipreg"])
         for rank in range(self.size):
             ours, theirs = context.Pipe()
             process = context.Process(target=work, args=(rank, self.size, store, theirs), daemon=True)

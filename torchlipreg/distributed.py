@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 
 def world_size() -> int:
@@ -125,6 +126,47 @@ def check_parallelism(model: Any) -> None:
                     "The model's parameters are DTensors of tensor parallelism, which needs the same pairs on all its "
                     "ranks. The penalty supports data parallelism: DDP and FSDP2 (fully_shard)."
                 )
+
+
+def check_unused_parameters(model: Any, outputs: Any, penalty: Tensor) -> None:
+    """Raise where DDP's search for unused parameters would fail in backward, with a message that helps nobody.
+
+    Args:
+        model: As the training loop calls it.
+        outputs: What it returned to the loop.
+        penalty: With its graph.
+
+    Raises:
+        RuntimeError: If the penalty uses parameters that the loop's forward does not, a branch for evaluation only,
+            and DDP has been told to mark as done what that forward leaves out.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, nn.parallel.DistributedDataParallel):
+        return
+    if not model.find_unused_parameters or model.static_graph:
+        return
+    used = _leaves([y for y in tree_leaves(outputs) if isinstance(y, Tensor)])
+    extra = _leaves([penalty]) - used
+    names = [name for name, parameter in model.module.named_parameters() if id(parameter) in extra]
+    if names:
+        raise RuntimeError(
+            f"The penalty, which sees the model in eval mode, uses parameters that the training forward does not: "
+            f"{', '.join(names)}. With find_unused_parameters=True, DDP would mark them ready twice. Use "
+            "static_graph=True instead, or leave both out."
+        )
+
+
+def _leaves(tensors: list[Tensor]) -> set[int]:
+    """Return the ids of the leaf tensors in the graphs of some tensors."""
+    stack, seen, leaves = [t.grad_fn for t in tensors], set(), set()
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack.extend(following for following, _ in node.next_functions)
+            if hasattr(node, "variable"):
+                leaves.add(id(node.variable))
+    return leaves
 
 
 def _with_value(gradient: Tensor, value: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def batch_norm(v: Tensor, p: float) -> Tensor:
     Returns:
         Norms, shape (N,). The gradient at a zero row is zero, never NaN.
     """
-    norms: Tensor = torch.linalg.vector_norm(v.reshape(len(v), -1), p, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(v.reshape(len(v), v.shape[1:].numel()), p, dim=1)
     return norms
 
 

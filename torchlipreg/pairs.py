@@ -51,7 +51,7 @@ class PairSet(NamedTuple):
 
 def all_finite(x: Tensor) -> Tensor:
     """Return, for each row of x, shape (N, *), whether all its coordinates are finite: shape (N,)."""
-    return x.isfinite().reshape(len(x), -1).all(1)
+    return x.isfinite().reshape(len(x), x.shape[1:].numel()).all(1)
 
 
 def draw_from_data(x: Tensor, num_pairs: int, generator: torch.Generator) -> PairSet:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.checks import check_number, check_points
-from torchlipreg.distributed import check_parallelism, world_size
+from torchlipreg.distributed import check_parallelism, check_unused_parameters, world_size
 from torchlipreg.pairs import PairSet
 from torchlipreg.reuse import OutputReuse
 from torchlipreg.settings import Settings
@@ -195,6 +195,7 @@ class LipschitzPenalty:
             TypeError: If ``x`` is not a floating tensor, or the model's output not one.
             ValueError: If shapes do not fit, the output carries no gradient, or, checked in the first call only,
                 ``x`` is not finite or outside ``bounds``.
+            RuntimeError: If the model's parallelism cannot take a penalty, or another rank refused its first batch.
         """
         check_points("x", x, may_be_empty=world_size() > 1)
         check_parallelism(model)
@@ -209,6 +210,8 @@ class LipschitzPenalty:
         generator = self._state.generator(x.device, self.settings.seed)
         value = Step(self.settings, self.radius, self._state, self._reuse, generator, moves)(model, x, outputs)
         penalty = self.weight * self.settings.interval * value
+        if self._state.calls == 1 and outputs is not None:
+            check_unused_parameters(model, outputs, penalty)
         if moves and not penalty.requires_grad:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
         return penalty
