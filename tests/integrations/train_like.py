@@ -41,6 +41,7 @@ parser.add_argument("--lr", type=float, default=0.05)
 parser.add_argument("--epochs", type=int, default=1)
 parser.add_argument("--grad-accum-steps", type=int, default=1)
 parser.add_argument("--clip-grad", type=float)
+parser.add_argument("--no-aug", action="store_true")
 parser.add_argument("--mixup", type=float, default=0.0)
 parser.add_argument("--cutmix", type=float, default=0.0)
 parser.add_argument("--amp", action="store_true")
@@ -86,7 +87,9 @@ def main():
 
     common = {"input_size": (3, args.img_size, args.img_size), "batch_size": args.batch_size, "use_prefetcher": False}
     common |= {"num_workers": 0, "distributed": args.distributed, "device": device, "pin_memory": False}
-    loader_train = create_loader(create_dataset("", args.data_dir, split="train"), is_training=True, **common)
+    loader_train = create_loader(
+        create_dataset("", args.data_dir, split="train"), is_training=True, no_aug=args.no_aug, **common
+    )
     loader_eval = create_loader(create_dataset("", args.data_dir, split="validation"), is_training=False, **common)
     mixed = args.mixup > 0 or args.cutmix > 0
     mixup_fn = Mixup(mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, num_classes=2) if mixed else None
