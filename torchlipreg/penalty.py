@@ -54,7 +54,7 @@ class LipschitzPenalty:
         power: 1 for the report's formula, 2 for its square.
         ascent: ``"power"`` (default for tv, ptv), ``"sgd"`` (default for max, sum), ``"nesterov"`` or ``"adam"``.
         ascent_steps: Ascent steps per call, ≥ 1.
-        step_size: τ > 0. Default 0.1 for sgd and nesterov (times the gradient of q²), 0.01 for adam (in input
+        step_size: τ > 0. Default 0.01 for sgd and nesterov (times the gradient of q²), 0.03 for adam (in input
             units). Meaningless for power steps.
         momentum: μ in [0, 1) of sgd.
         anchored: tv, ptv: x stays on the data point, so that the loop's ``outputs`` can serve as f(x).

@@ -10,7 +10,7 @@ from torchlipreg.checks import check_bounds, check_choice, check_count, check_no
 
 METHODS = ("max", "sum", "tv", "ptv")
 ASCENTS = ("power", "sgd", "nesterov", "adam")
-STEP_SIZES = {"sgd": 0.1, "nesterov": 0.1, "adam": 0.01}
+STEP_SIZES = {"sgd": 0.01, "nesterov": 0.01, "adam": 0.03}
 NUM_PAIRS = 64
 
 
