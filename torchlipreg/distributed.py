@@ -128,6 +128,15 @@ def check_parallelism(model: Any) -> None:
                 )
 
 
+def check_forward_mode(model: Any) -> None:
+    """Raise RuntimeError where the limit ε → 0 would crash the process: FSDP1 has no forward-mode derivative."""
+    if isinstance(model, nn.Module) and any("_sync_gradients" in module.__dict__ for module in model.modules()):
+        raise RuntimeError(
+            "FullyShardedDataParallel (FSDP1) cannot compute the limit ε → 0 (radius 0, or under what its dtype "
+            "resolves). Use a larger `radius` and full precision, or shard with fully_shard (FSDP2)."
+        )
+
+
 def check_unused_parameters(model: Any, outputs: Any, penalty: Tensor) -> None:
     """Raise where DDP's search for unused parameters would fail in backward, with a message that helps nobody.
 

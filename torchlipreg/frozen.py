@@ -124,9 +124,12 @@ def default_output(y: Any) -> Any:
 
 
 def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
-    """Return the dtype in which the fixed function computes: that of the parameters, or float32 or more without."""
+    """Return the dtype in which the fixed function computes: that of the parameters, or float32 or more without.
+
+    Under FSDP's own mixed precision it is the policy's: parameters are gathered in it, and that cannot be switched off.
+    """
     modules = [m for root in find_modules(unwrap(model)) for m in root.modules()]
-    return _parameter_dtype(modules) or torch.promote_types(x.dtype, torch.float32)
+    return _sharding_dtype(modules) or _parameter_dtype(modules) or torch.promote_types(x.dtype, torch.float32)
 
 
 def train_signature(model: Callable[[Tensor], Any]) -> tuple[bool, tuple[Any, ...]]:
@@ -143,6 +146,16 @@ def train_signature(model: Callable[[Tensor], Any]) -> tuple[bool, tuple[Any, ..
         for name in STOCHASTIC_RATES
     )
     return stochastic, tuple(m.training for m in modules)
+
+
+def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:
+    for m in modules:
+        state = m._get_fsdp_state() if hasattr(m, "_get_fsdp_state") else None  # FSDP2
+        policy = getattr(state, "_mp_policy", None) or m.__dict__.get("mixed_precision")  # FSDP1
+        dtype = getattr(policy, "param_dtype", None)
+        if isinstance(dtype, torch.dtype):
+            return dtype
+    return None
 
 
 def _parameter_dtype(modules: list[nn.Module]) -> torch.dtype | None:

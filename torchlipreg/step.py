@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchlipreg.ascent import ascend
 from torchlipreg.checks import check_values
-from torchlipreg.distributed import largest_or_raise, reduce_max, reduce_mean
+from torchlipreg.distributed import check_forward_mode, largest_or_raise, reduce_max, reduce_mean
 from torchlipreg.frozen import Function, compute_dtype, fixed_function
 from torchlipreg.methods import ascent_rule, check_size, choose_points, is_stuck, projection, start
 from torchlipreg.norms import batch_norm, per_row
@@ -61,6 +61,8 @@ class Step:
         points = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
         floor = self._first_look(model, points) if state.floor is None else state.floor
         radius = 0.0 if self.radius is not None and self.radius < floor else self.radius
+        if radius == 0:
+            check_forward_mode(model)
         quotients = partial(
             pair_quotients,
             input_norm=settings.input_norm,

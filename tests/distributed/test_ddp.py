@@ -10,18 +10,22 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
+from data_parallel import (
+    METHODS,
+    Net,
+    assert_equal,
+    assert_same_on_all_ranks,
+    average,
+    batch,
+    build,
+    gather,
+    local_task_gradient,
+    task_loss,
+    union_gradient,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from torchlipreg import LipschitzPenalty
-
-METHODS = {
-    "max": {"num_pairs": 6},
-    "sum": {"num_pairs": 6, "radius": 0.3, "ascent": "adam"},
-    "tv": {"radius": 0.2, "input_norm": math.inf},
-    "ptv": {"radius": 0.2, "anchored": False, "power": 1, "ascent": "nesterov"},
-    "limit": {"method": "tv", "radius": 0},
-}
 WRAPPERS = {
     "plain": DDP,
     "static_graph": lambda m: DDP(m, static_graph=True),
@@ -29,84 +33,6 @@ WRAPPERS = {
     "inside_compile": lambda m: torch.compile(DDP(m), backend="aot_eager"),
     "outside_compile": lambda m: DDP(torch.compile(m, backend="aot_eager")),
 }
-
-
-class Net(nn.Module):
-    """A small net with train-mode state; ``aux`` is used in one mode only."""
-
-    def __init__(self, norm="batch", aux=None):
-        super().__init__()
-        torch.manual_seed(3)
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.norm = nn.BatchNorm2d(4) if norm == "batch" else nn.GroupNorm(2, 4)
-        self.head = nn.Linear(16, 3)
-        self.aux_mode = aux
-        self.aux = nn.Linear(16, 3) if aux else None
-
-    def forward(self, x):
-        z = torch.tanh(self.norm(self.conv(x))).flatten(1)
-        y = self.head(z)
-        return y + self.aux(z) if self.aux_mode == ("train" if self.training else "eval") else y
-
-
-def batch(rank, step=0, size=None, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(100 * step + rank)
-    size = (5, 8, 3)[rank] if size is None else size  # ranks of unequal weight in the mean
-    return torch.rand(size, 1, 4, 4, generator=generator, dtype=dtype)
-
-
-def build(method, weight=1.0):
-    options = {"method": method, **METHODS[method]}
-    return LipschitzPenalty(weight=weight, **options)
-
-
-def task_loss(y):
-    return y.square().mean()
-
-
-def gather(value):
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def average(tensors):
-    return [sum(t) / dist.get_world_size() for t in zip(*gather(tensors), strict=True)]
-
-
-def union_gradient(net, penalty, counts=True):
-    """The slow truth: value, estimate and gradient at the pairs of all ranks, in one plain model in eval mode.
-
-    DDP lets each rank's BatchNorm keep running statistics of its own between two broadcasts, so buffers go with pairs.
-    """
-    net, s, q = copy.deepcopy(net).eval(), penalty.settings, []
-    for x, x_prime, buffers in filter(None, gather((*penalty.pairs, dict(net.named_buffers())) if counts else None)):
-        f = partial(torch.func.functional_call, net, {**dict(net.named_parameters()), **buffers})
-        change = torch.func.jvp(f, (x,), (x_prime - x,))[1] if penalty.radius == 0 else f(x_prime) - f(x)
-        distance = torch.linalg.vector_norm((x_prime - x).flatten(1), s.input_norm, dim=1)
-        q.append(torch.linalg.vector_norm(change, s.output_norm, dim=1) / distance)
-    q = torch.cat(q)
-    value = q.max() ** s.power if s.method == "max" else (q**s.power).mean()
-    gradients = torch.autograd.grad(value, list(net.parameters()), allow_unused=True, materialize_grads=True)
-    return value.detach(), q.detach().max(), gradients
-
-
-def local_task_gradient(net, x):
-    net = copy.deepcopy(net)
-    loss = task_loss(net(x))
-    gradients = torch.autograd.grad(loss, list(net.parameters()), allow_unused=True, materialize_grads=True)
-    return [g.detach() for g in gradients]
-
-
-def assert_equal(got, expected, tolerance=1e-12):
-    scale = max(float(e.abs().max()) for e in expected)
-    for g, e in zip(got, expected, strict=True):
-        assert float((g - e).abs().max()) <= tolerance * scale
-
-
-def assert_same_on_all_ranks(value):
-    values = gather(value)
-    assert all(torch.equal(v, values[0]) for v in values), values
 
 
 def train(rank, wrapper, method, norm, order, steps=2, give_outputs=True, aux=None, sizes=None):
