@@ -45,9 +45,8 @@ def batch(rank, step=0, size=None, dtype=torch.float64):
     return torch.rand(size, 1, 4, 4, generator=generator, dtype=dtype)
 
 
-def build(method, weight=1.0):
-    options = {"method": method, **METHODS[method]}
-    return LipschitzPenalty(weight=weight, **options)
+def build(method, **options):
+    return LipschitzPenalty(**{"method": method, "weight": 1.0, **METHODS[method], **options})
 
 
 def task_loss(y):
