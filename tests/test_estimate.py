@@ -1,0 +1,162 @@
+"""lipschitz_lower_bound: a lower bound, close to the truth where that is known, from any kind of data set."""
+
+import math
+
+import oracles
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from torchlipreg import lipschitz_lower_bound, operator_norm
+
+NORMS = [1, 2, math.inf]
+TRACTABLE = [(p, q) for p in NORMS for q in NORMS if p == 1 or q == math.inf or p == q == 2]
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def linear_map(shape, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Linear(shape[1], shape[0]).double()
+    return model, model.weight.detach()
+
+
+@pytest.mark.parametrize("radius", [None, 0.1, 0.0])
+@pytest.mark.parametrize(("p", "q"), TRACTABLE)
+@pytest.mark.parametrize("shape", [(5, 20), (64, 10), (1, 30)])
+def test_never_above_the_operator_norm_of_a_linear_map(shape, p, q, radius):
+    model, matrix = linear_map(shape)
+    found = lipschitz_lower_bound(model, draw(32, shape[1]), radius=radius, input_norm=p, output_norm=q)
+    bound = oracles.matrix_norm(matrix, p, q)
+    assert found <= bound * (1 + 1e-6)
+    assert found >= bound * (0.99 if p == q == 2 else 0.8)
+
+
+def test_float32_rounding_adds_no_more_than_a_per_cent():
+    torch.manual_seed(0)
+    model = nn.Linear(20, 5)
+    found = lipschitz_lower_bound(model, draw(64, 20, dtype=torch.float32))
+    assert found == pytest.approx(torch.linalg.svdvals(model.weight.detach())[0].item(), rel=0.01)
+
+
+def test_it_finds_the_steep_part_that_the_data_surround():
+    def kink(z):  # slope 50 between 0.45 and 0.55, slope 1 elsewhere
+        return z + 49 * (z.clamp(0.45, 0.55) - 0.45)
+
+    x = torch.linspace(0, 1, 11, dtype=torch.float64).unsqueeze(1)
+    assert 20 < lipschitz_lower_bound(kink, x) <= 50 * (1 + 1e-9)
+
+
+def test_radius_zero_is_the_largest_operator_norm():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    x = draw(32, 6)
+    exact = operator_norm(model, x).max().item()
+    assert lipschitz_lower_bound(model, x, radius=0, steps=100) == pytest.approx(exact, rel=1e-3)
+
+
+def test_more_steps_find_no_less():
+    model, _ = linear_map((20, 20))
+    found = [lipschitz_lower_bound(model, draw(8, 20), radius=0.1, steps=k) for k in (1, 5, 25)]
+    assert found == sorted(found)
+    assert found[0] < 0.98 * found[-1]
+
+
+def test_batches_of_every_kind_give_the_same():
+    model, _ = linear_map((3, 6))
+    x = draw(9, 6)
+    dataset = TensorDataset(x, torch.arange(9))
+    expected = lipschitz_lower_bound(model, x, batch_size=4)
+    loader = DataLoader(dataset, batch_size=4)  # tuples; the last batch has one row
+    assert lipschitz_lower_bound(model, loader) == expected
+    assert lipschitz_lower_bound(model, list(x.split(4))) == expected
+    assert lipschitz_lower_bound(model, (batch for batch in x.split(4))) == expected
+    assert lipschitz_lower_bound(model, loader, progress=True) == expected
+
+
+def test_the_progress_bar_is_shown_on_request_only(capsys):
+    model, _ = linear_map((3, 6))
+    lipschitz_lower_bound(model, draw(8, 6))
+    assert capsys.readouterr().err == ""
+    lipschitz_lower_bound(model, draw(8, 6), progress=True)
+    assert "lipschitz_lower_bound" in capsys.readouterr().err
+
+
+def test_one_row_batches_need_a_radius():
+    model, matrix = linear_map((3, 6))
+    rows = list(draw(4, 6).split(1))
+    with pytest.raises(ValueError, match=r"`inputs`.*`radius`"):
+        lipschitz_lower_bound(model, rows)
+    assert lipschitz_lower_bound(model, rows, radius=0.1) == pytest.approx(oracles.matrix_norm(matrix, 2, 2), rel=0.01)
+
+
+def test_an_empty_data_set_is_an_error():
+    with pytest.raises(ValueError, match="`inputs`"):
+        lipschitz_lower_bound(nn.Linear(2, 2), [], radius=0.1)
+
+
+def test_the_model_is_left_as_it_was():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    first = lipschitz_lower_bound(model, draw(16, 6, dtype=torch.float32))
+    assert [m.training for m in model.modules()] == [True, True, False, True, True]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert not model[0].weight.requires_grad
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert first == lipschitz_lower_bound(model, draw(16, 6, dtype=torch.float32))
+
+
+def test_bounds_and_no_grad():
+    seen = []
+
+    def model(z):
+        seen.append(z.detach())
+        return z**2
+
+    x = torch.rand(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = lipschitz_lower_bound(model, x, bounds=(0, 1))
+    assert min(z.min() for z in seen) >= 0
+    assert max(z.max() for z in seen) <= 1
+    assert 1 < found <= 2
+
+
+def test_the_output_may_be_named():
+    model, matrix = linear_map((3, 6))
+    bound = oracles.matrix_norm(matrix, 2, 2)
+    of_logits = lipschitz_lower_bound(lambda z: {"aux": z, "logits": model(z)}, draw(16, 6))
+    of_aux = lipschitz_lower_bound(lambda z: {"aux": z, "logits": model(z)}, draw(16, 6), output=lambda y: y["aux"])
+    assert of_logits == pytest.approx(bound, rel=0.01)
+    assert of_aux == pytest.approx(1, rel=1e-6)
+
+
+def test_a_constant_model_has_bound_zero():
+    assert lipschitz_lower_bound(lambda z: 0 * z, draw(8, 3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"inputs": torch.zeros(4, 3, dtype=torch.long)}, TypeError, "`inputs`.*floating"),
+        ({"inputs": [["text"]]}, TypeError, "`inputs`"),
+        ({"radius": -1.0}, ValueError, "`radius`"),
+        ({"input_norm": 3}, ValueError, "`input_norm`"),
+        ({"output_norm": 3}, ValueError, "`output_norm`"),
+        ({"steps": 0}, ValueError, "`steps`"),
+        ({"batch_size": 0}, ValueError, "`batch_size`"),
+        ({"bounds": (1, 0)}, ValueError, "`bounds`"),
+        ({"model": lambda z: z.sum()}, ValueError, "batch axis"),
+        ({"model": lambda z: z.detach()}, ValueError, "carry a gradient"),
+    ],
+)
+def test_errors(arguments, error, message):
+    with pytest.raises(error, match=message):
+        lipschitz_lower_bound(**{"model": nn.Linear(3, 2), "inputs": torch.randn(4, 3), **arguments})
