@@ -150,7 +150,7 @@ def train_signature(model: Callable[[Tensor], Any]) -> tuple[bool, tuple[Any, ..
 
 def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:
     for m in modules:
-        state = m._get_fsdp_state() if hasattr(m, "_get_fsdp_state") else None  # FSDP2
+        state = getattr(m, "_get_fsdp_state", lambda: None)()  # FSDP2
         policy = getattr(state, "_mp_policy", None) or m.__dict__.get("mixed_precision")  # FSDP1
         dtype = getattr(policy, "param_dtype", None)
         if isinstance(dtype, torch.dtype):

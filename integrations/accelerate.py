@@ -1,0 +1,115 @@
+"""Hugging Face Accelerate: one line makes a penalty part of an ``Accelerator``'s checkpoints."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from torchlipreg import LipschitzPenalty
+
+FILE = "lipschitz_penalty_{}.bin"
+
+
+def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> LipschitzPenalty:
+    """Save and load a penalty with the accelerator's checkpoints, the pairs of all processes included.
+
+    One line after ``accelerator.prepare``::
+
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        penalty = prepare_penalty(accelerator, LipschitzPenalty("tv", weight=1e-3))
+        for x, y in loader:
+            with accelerator.accumulate(model):
+                out = model(x)
+                accelerator.backward(criterion(out, y) + penalty(model, x, out))
+                ...
+
+    ``save_state`` writes one file beside the model's, gathered from all processes, and ``load_state`` reads it back
+    into any number of them; a checkpoint from before the penalty loads with a warning, and the pairs start anew. It
+    is no ``register_for_checkpointing``, which would keep the pairs of process 0 alone and refuse older checkpoints.
+
+    Mixed precision needs nothing more: the penalty computes in float32 inside, the training forward stays as it was.
+    Nor does gradient accumulation: ``accelerator.backward`` divides the loss, penalty included. To save time, apply
+    the penalty only where gradients are synchronised, which has the same expected gradient::
+
+        if accelerator.sync_gradients:
+            loss = loss + accelerator.gradient_accumulation_steps * penalty(model, x, out)
+
+    Args:
+        accelerator: The training script's.
+        penalty: Prepare each one once, in the same order in every run.
+
+    Returns:
+        The same penalty.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If the accelerator trains with DeepSpeed ZeRO-3, which fails with two forwards in one backward.
+    """
+    if not isinstance(accelerator, Accelerator):
+        raise TypeError(f"Expected argument `accelerator` to be an Accelerator, but got {type(accelerator).__name__}.")
+    if not isinstance(penalty, LipschitzPenalty):
+        raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and _zero_stage(accelerator) == 3:
+        raise ValueError(
+            "Expected argument `accelerator` to train without DeepSpeed ZeRO-3, which fails with several forwards in "
+            "one backward (microsoft/DeepSpeed issue 5321). Choose ZeRO-1 or ZeRO-2, or FSDP2, in its configuration."
+        )
+    # The hooks run on every process; they are the penalties' places in the checkpoint, too.
+    name = FILE.format(sum(isinstance(h, _Save) for h in accelerator._save_model_state_pre_hook.values()))
+    accelerator.register_save_state_pre_hook(_Save(accelerator, penalty, name))
+    accelerator.register_load_state_pre_hook(_Load(penalty, name))
+    return penalty
+
+
+def log_values(penalty: LipschitzPenalty, value: Tensor | None = None) -> dict[str, float]:
+    """Return what is worth logging as plain numbers, which every tracker takes; waits for the GPU, so not every step.
+
+    Args:
+        penalty: After a call.
+        value: What the call returned, to be logged as ``penalty``.
+
+    Returns:
+        ``lipschitz`` (the largest quotient, a lower bound), ``lipschitz_weight``, ``lipschitz_radius`` and
+        ``penalty``, where they exist. Ready for ``accelerator.log``; the same on every process.
+    """
+    values = {"lipschitz": float(penalty.estimate), "lipschitz_weight": penalty.weight}
+    if penalty.radius is not None:
+        values["lipschitz_radius"] = penalty.radius
+    if value is not None:
+        values["penalty"] = float(value.detach())
+    return values
+
+
+class _Save:
+    def __init__(self, accelerator: Accelerator, penalty: LipschitzPenalty, name: str) -> None:
+        self.accelerator, self.penalty, self.name = accelerator, penalty, name
+
+    def __call__(self, models: list[Any], weights: list[Any], directory: str | os.PathLike[str]) -> None:
+        self.penalty.synchronize()
+        each_node = self.accelerator.project_configuration.save_on_each_node
+        if self.accelerator.is_local_main_process if each_node else self.accelerator.is_main_process:
+            torch.save(self.penalty.state_dict(), Path(directory, self.name))
+
+
+class _Load:
+    def __init__(self, penalty: LipschitzPenalty, name: str) -> None:
+        self.penalty, self.name = penalty, name
+
+    def __call__(self, models: list[Any], directory: str | os.PathLike[str]) -> None:
+        path = Path(directory, self.name)
+        if not path.exists():
+            warnings.warn(f"There is no penalty in {directory}: its pairs start anew.", stacklevel=3)
+            return
+        self.penalty.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _zero_stage(accelerator: Accelerator) -> int:
+    plugin = accelerator.state.deepspeed_plugin
+    return int(plugin.zero_stage or 0) if plugin else 0
