@@ -50,7 +50,7 @@ def fixed_function(
 
     def function(x: Tensor) -> Tensor:
         z = x.to(dtype, copy=True) if dtype else x.clone()
-        if isinstance(getattr(core, "_orig_mod", None), nn.Module):
+        if isinstance(getattr(core, "_orig_mod", None), nn.Module) or getattr(core, "_compiled_call_impl", None):
             torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
         y = check_output(select(core(z)), len(x))
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
