@@ -80,13 +80,13 @@ class Meter:
         estimate = float(self._task.penalty.estimate)
         return f"  Penalty: {float(self._last):#.3g} ({mean:#.3g})  Lipschitz: {estimate:#.3g}"
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> str:
         """Return the mean penalty and the largest estimate since the last time of asking; empty without a step."""
         if not self._count:
-            return {}
-        values = {"penalty": float(self._sum) / self._count, "lipschitz": float(self._largest)}
+            return ""
+        text = f"Mean: {float(self._sum) / self._count:#.3g}  Largest Lipschitz estimate: {float(self._largest):#.3g}"
         self._reset()
-        return values
+        return text
 
 
 @contextlib.contextmanager
@@ -147,9 +147,10 @@ def _is_task_class(value: Any) -> bool:
 
 @contextlib.contextmanager
 def reported(meter: Meter) -> Iterator[None]:
-    """Add the penalty and the Lipschitz estimate to what train.py logs, and to its summary of each epoch.
+    """Append the penalty and the Lipschitz estimate to what train.py logs, and log a line when it sums up an epoch.
 
-    train.py writes both on rank 0 alone, so that each number appears once.
+    train.py does both on rank 0 alone, so each number appears once. Its summary.csv stays as it is: with further
+    columns, a plain run that is resumed into it would write its numbers under the wrong heads.
     """
     logger, utils = logging.getLogger("train"), cast(Any, timm.utils)
     update_summary = utils.update_summary
@@ -160,15 +161,14 @@ def reported(meter: Meter) -> Iterator[None]:
         return True
 
     @functools.wraps(update_summary)
-    def update_both(epoch: int, train_metrics: dict[str, float], *args: Any, **kwargs: Any) -> Any:
-        values = meter.summary()
-        if values:
-            mean, largest = values["penalty"], values["lipschitz"]
-            logger.info(f"Penalty: {epoch}  Mean: {mean:#.3g}  Largest Lipschitz estimate: {largest:#.3g}")
-        return update_summary(epoch, {**train_metrics, **values}, *args, **kwargs)
+    def update_and_log(epoch: int, *args: Any, **kwargs: Any) -> Any:
+        summary = meter.summary()
+        if summary:
+            logger.info(f"Penalty: {epoch}  {summary}")
+        return update_summary(epoch, *args, **kwargs)
 
     logger.addFilter(append)
-    utils.update_summary = update_both
+    utils.update_summary = update_and_log
     try:
         yield
     finally:

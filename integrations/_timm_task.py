@@ -16,7 +16,7 @@ from torchlipreg.distributed import rank, world_size
 from torchlipreg.frozen import unwrap
 
 STATE_KEY = "lipschitz"
-GATHER_INTERVAL = 50  # optimizer steps
+GATHER_INTERVAL = 500  # optimizer steps: seldom, as all pairs of all ranks travel
 
 
 class LipschitzTask(TrainingTask):
@@ -40,9 +40,10 @@ class LipschitzTask(TrainingTask):
 
     Call the task rather than its ``forward``, which stays the plain one.
 
-    On several processes the saver runs on rank 0 only, so the pairs of all ranks are gathered beforehand: whenever
-    the evaluator of :meth:`create_evaluator` computes its distributed metrics, just before timm saves, and in every
-    50th :meth:`update_ema`, for checkpoints within an epoch. Call :meth:`synchronize` in a loop that has neither.
+    On several processes timm saves on rank 0 alone, so persistent pairs (max, sum) of all ranks are gathered before:
+    whenever the evaluator of :meth:`create_evaluator` computes its distributed metrics, just before timm saves, and
+    in every 500th :meth:`update_ema`, for checkpoints within an epoch, whose pairs are then a little older. Call
+    :meth:`synchronize` in a loop that has neither.
 
     Args:
         task: Any ``timm.task.TrainingTask``, before or after ``compile`` and ``prepare_distributed``.
@@ -103,7 +104,7 @@ class LipschitzTask(TrainingTask):
             )
         output = result.get("output")
         usable = isinstance(output, Tensor) and len(output) == len(input) and self.penalty.settings.output is None
-        self._moved_since_gather = True
+        self._moved_since_gather = self.penalty.settings.persistent
         return self.penalty(self._model(), input, output if usable else None)
 
     def _model(self) -> nn.Module:
@@ -187,8 +188,6 @@ class LipschitzTask(TrainingTask):
         state = super().get_task_state(module=module, ema=ema)
         if ema:
             return state
-        if self._gathered_state is None and self._moved_since_gather and world_size() > 1:
-            _warn("Only this rank's pairs are saved: call `synchronize()` of the task on every rank before saving.")
         penalty_state = self._gathered_state or self.penalty.state_dict()
         return {**state, STATE_KEY: {"options": self._options, "state": penalty_state}}
 
@@ -222,7 +221,7 @@ class LipschitzTask(TrainingTask):
         except ValueError as error:
             _warn(f"The penalty's pairs start anew. {error}")
             return
-        self._gathered_state, self._moved_since_gather = None, True
+        self._gathered_state, self._moved_since_gather = None, self.penalty.settings.persistent
         for name, value in chosen.items():
             setattr(self.penalty, name, value)
         if changed:
