@@ -257,8 +257,8 @@ class LipschitzPenalty:
             ValueError: If ``state`` has another version, or belongs to another kind of penalty. Nothing is changed.
         """
         loaded = PenaltyState.from_dict(state, self._identity())
-        self.weight, self.radius = state["weight"], state["radius"]
-        self._state = loaded
+        weight = check_number("weight", state["weight"])
+        self.radius, self.weight, self._state = state["radius"], weight, loaded
 
     def _identity(self) -> dict[str, Any]:
         names = ("method", "ascent", "input_norm", "num_pairs")

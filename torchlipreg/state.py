@@ -118,8 +118,13 @@ class PenaltyState:
             The state; a rank for which there are no pairs in it has none, and draws them in its next call.
 
         Raises:
+            TypeError: If ``state`` is not a dict.
             ValueError: If ``state`` is of another version, another kind of penalty or no such state.
         """
+        if not isinstance(state, dict):
+            raise TypeError(
+                f"Expected argument `state` to be a dict from state_dict(), but got {type(state).__name__}."
+            )
         names = (*identity, "weight", "radius", "calls", "floor", "estimate", "ranks", "owner")
         missing = [name for name in names if name not in state]
         if missing:
