@@ -1,0 +1,135 @@
+"""The scripts that a reader copies from, under torchrun: two processes, two nodes, killed and resumed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+TIMEOUT = 90
+
+
+def launch(arguments, environment, folder):
+    return subprocess.Popen(
+        [*TORCHRUN, *map(str, arguments)],
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that it can be ended with its workers
+    )
+
+
+def end(process):
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its workers, which have sessions of their own
+        process.wait(TIMEOUT)
+
+
+@pytest.fixture
+def torchrun(cpu_environment, tmp_path):
+    """Start scripts; whatever still runs when the test is over is ended."""
+    processes = []
+
+    def start(*arguments):
+        processes.append(launch(arguments, cpu_environment, tmp_path))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        end(process)
+
+
+def output(process):
+    text, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, text[-4000:]
+    return text
+
+
+def local(*arguments):
+    return "--standalone", "--nproc_per_node", "2", *arguments
+
+
+def losses(text):
+    return [float(value) for value in re.findall(r"epoch \d+: loss ([\d.]+)", text)]
+
+
+def test_ddp_minimal(torchrun):
+    found = losses(output(torchrun(*local(EXAMPLES / "ddp_minimal.py"))))
+    assert len(found) == 5
+    assert found[-1] < 0.8 * found[0]
+
+
+def test_ddp_minimal_on_two_nodes(torchrun, free_port):
+    def node(rank):
+        where = ("--nnodes", 2, "--node_rank", rank, "--master_addr", "127.0.0.1", "--master_port", free_port)
+        return torchrun(*where, "--nproc_per_node", 1, EXAMPLES / "ddp_minimal.py")
+
+    nodes = [node(0), node(1)]
+    first, second = (output(process) for process in nodes)
+    assert len(losses(first)) == 5
+    assert losses(second) == []
+
+
+def train(*options):
+    return local(EXAMPLES / "accelerate_train.py", "--penalty", "max", "--batch-size", 128, *options)
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + TIMEOUT
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.05)
+
+
+def test_killed_and_resumed_equals_uninterrupted(torchrun, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    text = output(torchrun(*train("--epochs", 2, "--output", whole)))
+    assert re.search(r"epoch 2: accuracy 0\.\d+.*'lipschitz': [\d.]+", text)
+
+    killed = torchrun(*train("--epochs", 2, "--output", parts))
+    wait_for(parts / "epoch-1", killed)
+    end(killed)
+    assert not (parts / "epoch-2").exists()
+    output(torchrun(*train("--epochs", 2, "--output", parts, "--resume")))
+
+    names = sorted(path.name for path in (whole / "epoch-2").iterdir())
+    assert {"model.safetensors", "lipschitz_penalty_0.bin"} < set(names)
+    different = [n for n in names if (whole / "epoch-2" / n).read_bytes() != (parts / "epoch-2" / n).read_bytes()]
+    assert [n for n in different if not n.startswith("random_states")] == []  # pickles of unordered sets
+
+
+def test_accelerate_on_one_process_and_a_folder_of_images(cpu_environment, tmp_path):
+    for split, count in (("train", 6), ("val", 3)):
+        for label in ("light", "dark"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(count):
+                grey = 30 * i + (100 if label == "light" else 0)
+                Image.new("RGB", (20, 24), (grey, grey, 80)).save(tmp_path / split / label / f"{i}.png")
+    options = ["--data", tmp_path, "--epochs", 1, "--batch-size", 4, "--accumulate", 2, "--mixed-precision", "bf16"]
+    command = [sys.executable, EXAMPLES / "accelerate_train.py", *options, "--output", tmp_path / "out"]
+    found = subprocess.run(
+        list(map(str, command)), env=cpu_environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert found.returncode == 0, found.stderr[-4000:]
+    assert "epoch 1: accuracy" in found.stdout
+    again = subprocess.run(
+        list(map(str, command)), env=cpu_environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert "add --resume" in again.stderr
+
+
+@pytest.mark.parametrize(("name", "lines"), [("ddp_minimal.py", 60), ("accelerate_train.py", 120)])
+def test_examples_stay_short(name, lines):
+    assert len((EXAMPLES / name).read_text().splitlines()) < lines
