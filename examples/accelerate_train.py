@@ -17,11 +17,11 @@ from accelerate.utils import set_seed
 from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy, interpolate
 from torch.utils.data import DataLoader, TensorDataset, random_split
-from torchlipreg.integrations.accelerate import log_values, prepare_penalty
 from torchvision import datasets, transforms
 from tqdm import tqdm
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.integrations.accelerate import log_values, prepare_penalty
 
 
 def parse_arguments():

@@ -17,10 +17,10 @@ import timm.utils
 import torch
 from timm.task import TrainingTask
 from torch import Tensor
-from torchlipreg.integrations._timm_options import PROGRAM, parse
-from torchlipreg.integrations._timm_task import LipschitzTask
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.integrations._timm_options import PROGRAM, parse
+from torchlipreg.integrations._timm_task import LipschitzTask
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,6 +15,7 @@ pytest.importorskip("accelerate")
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import GeneralTracker
+
 from torchlipreg.integrations.accelerate import log_values, prepare_penalty
 
 

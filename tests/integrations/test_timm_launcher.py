@@ -15,10 +15,10 @@ import timm.task
 import timm.utils
 import torch
 from PIL import Image
-from torchlipreg.integrations._timm_options import parse
-from torchlipreg.integrations.timm import main
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.integrations._timm_options import parse
+from torchlipreg.integrations.timm import main
 
 SCRIPT = str(Path(__file__).with_name("train_like.py"))
 LAUNCH = ["-m", "torchlipreg.integrations.timm"]

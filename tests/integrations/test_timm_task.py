@@ -19,9 +19,9 @@ from timm.task import (
 )
 from timm.utils import CheckpointSaver
 from torch import nn
-from torchlipreg.integrations.timm import LipschitzTask
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.integrations.timm import LipschitzTask
 
 CLASSES, SIZE = 5, 32
 
