@@ -5,6 +5,7 @@ from pyautoattack import AutoAttack
 from secmlt.adv.backends import Backends
 from secmlt.adv.evasion.perturbation_models import LpPerturbationModels
 from secmlt.adv.evasion.pgd import PGD
+from torch import nn
 
 
 def pgd(model, x, y, epsilon, steps=20, step_size=None):
@@ -32,7 +33,7 @@ def gaussian_noise(model, x, y, sigma):
 
 def autoattack(model, x, y, epsilon):
     """Accuracy under the standard AutoAttack: two gradient attacks, one of minimum norm, one without gradients."""
-    attack = AutoAttack(model, norm="Linf", eps=epsilon, seed=0, version="standard")
-    perturbed = attack.run_standard_evaluation(x, y, batch_size=len(x))
-    perturbed = perturbed[0] if isinstance(perturbed, tuple) else perturbed
-    return (model(perturbed).argmax(1) == y).float().mean().item()
+    images = x.unflatten(1, (1, 8, 8))  # its gradient-free part wants channels, rows and columns
+    attack = AutoAttack(nn.Sequential(nn.Flatten(), model), norm="Linf", eps=epsilon, seed=0, version="standard")
+    perturbed, _ = attack.run_standard_evaluation(images, y, batch_size=len(x))
+    return (model(perturbed.flatten(1)).argmax(1) == y).float().mean().item()

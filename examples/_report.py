@@ -49,7 +49,7 @@ def print_table(results, step_times, epsilon):
         lipschitz = mean_and_spread([run["lipschitz"] for run in found])
         cells = [f"{mean:.1f} ± {spread:.1f}" for mean, spread in accuracies]
         table.add_row(way, *cells, "{:.0f} ± {:.0f}".format(*lipschitz), f"{step_times[way]:.1f} ×")
-    Console(width=max(Console().width, 120)).print(table)
+    Console(width=max(Console().width, 124)).print(table)
 
 
 def plot_curves(results, strengths, path):
@@ -62,7 +62,7 @@ def plot_curves(results, strengths, path):
             axis.errorbar(values, means, spreads, label=way, color=colour, marker=marker, linestyle=dash, capsize=3)
         title, strength = TITLES[name]
         axis.set(title=title, xlabel=strength, ylim=(0, 100))
-        axis.xaxis.set_major_locator(MaxNLocator(5))
+        axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 5, 10]))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy on unseen digits (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(results), frameon=False)

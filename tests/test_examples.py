@@ -60,7 +60,7 @@ def test_picture_shows_every_way(demo):
         assert (abs(pixels - to_rgb(colour)).max(-1) < 0.02).sum() > 300, f"no curve in {colour}"
 
 
-@pytest.mark.parametrize("way", ["tv", "tv, interval=4", "max"])
+@pytest.mark.parametrize("way", ["tv", "tv, interval=5", "max"])
 def test_penalised_is_more_robust_at_equal_clean_accuracy(demo, way):
     _, results, _ = demo
     assert mean(results, way, ("PGD", 0.1)) > mean(results, "plain", ("PGD", 0.1)) + 0.15
