@@ -50,7 +50,7 @@ class Settings:
         if self.num_pairs is None and self.persistent:
             self._fill("num_pairs", NUM_PAIRS)
         for name in ("num_pairs", "ascent_steps", "interval"):
-            if getattr(self, name) is not None:
+            if name != "num_pairs" or self.num_pairs is not None:
                 self._fill(name, check_count(name, getattr(self, name)))
         self._check_step_size()
         self._fill("momentum", check_number("momentum", self.momentum))
