@@ -62,7 +62,7 @@ def plot_curves(results, strengths, path):
             axis.errorbar(values, means, spreads, label=way, color=colour, marker=marker, linestyle=dash, capsize=3)
         title, strength = TITLES[name]
         axis.set(title=title, xlabel=strength, ylim=(0, 100))
-        axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 5, 10]))
+        axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy on unseen digits (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(results), frameon=False)
