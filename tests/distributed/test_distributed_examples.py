@@ -48,6 +48,7 @@ def torchrun(cpu_environment, tmp_path):
     yield start
     for process in processes:
         end(process)
+        process.stdout.close()
 
 
 def output(process):
@@ -107,7 +108,7 @@ def test_killed_and_resumed_equals_uninterrupted(torchrun, tmp_path):
     names = sorted(path.name for path in (whole / "epoch-2").iterdir())
     assert {"model.safetensors", "lipschitz_penalty_0.bin"} < set(names)
     different = [n for n in names if (whole / "epoch-2" / n).read_bytes() != (parts / "epoch-2" / n).read_bytes()]
-    assert [n for n in different if not n.startswith("random_states")] == []  # pickles of unordered sets
+    assert different == []
 
 
 def test_accelerate_on_one_process_and_a_folder_of_images(cpu_environment, tmp_path):
@@ -124,10 +125,6 @@ def test_accelerate_on_one_process_and_a_folder_of_images(cpu_environment, tmp_p
     )
     assert found.returncode == 0, found.stderr[-4000:]
     assert "epoch 1: accuracy" in found.stdout
-    again = subprocess.run(
-        list(map(str, command)), env=cpu_environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
-    )
-    assert "add --resume" in again.stderr
 
 
 @pytest.mark.parametrize(("name", "lines"), [("ddp_minimal.py", 60), ("accelerate_train.py", 120)])
