@@ -275,13 +275,12 @@ def test_a_model_that_diverged_does_not_poison_the_pairs(method):
     assert penalty(net, x).isfinite()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "radius"), [*((m, r) for m in METHODS for r in (0.1, 0.0)), *((m, None) for m in PERSISTENT)]
+)
 @pytest.mark.parametrize("power", [1, 2])
-@pytest.mark.parametrize("radius", [0.1, 0.0, None])
 @pytest.mark.parametrize("shift", [0.0, 1e-30])
 def test_coincident_points_and_constant_networks(method, power, radius, shift):
-    if radius is None and method in LOCAL:
-        pytest.skip("needs a radius")
     net, x = mlp(), torch.ones(8, 6)
     x[::2] += shift
     for weights in (None, 0.0):
