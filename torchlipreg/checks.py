@@ -80,6 +80,15 @@ def check_points(name: str, x: Any, *, may_be_empty: bool = False) -> None:
         )
 
 
+def check_rows(name: str, x: Tensor, shape: torch.Size) -> None:
+    """Raise ValueError unless the rows of ``x`` have the shape of the stored pairs' rows."""
+    if x.shape[1:] != shape:
+        raise ValueError(
+            f"Expected argument `{name}` to fit the stored pairs, rows of shape {tuple(shape)}, but got "
+            f"{tuple(x.shape)}. Use one LipschitzPenalty for each kind of input."
+        )
+
+
 def check_values(x: Tensor, bounds: tuple[float, float] | None) -> None:
     """Raise if the batch has non-finite values or lies outside ``bounds``. Reads values: first call only."""
     if not bool(torch.isfinite(x).all()):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.checks import check_number, check_points
+from torchlipreg.checks import check_number, check_points, check_rows
 from torchlipreg.distributed import check_parallelism, check_unused_parameters, world_size
 from torchlipreg.pairs import PairSet
 from torchlipreg.reuse import OutputReuse
@@ -199,9 +199,13 @@ class LipschitzPenalty:
         """
         check_points("x", x, may_be_empty=world_size() > 1)
         check_parallelism(model)
-        self._check_shape(x)
+        if self.settings.persistent and self.pairs is not None:
+            check_rows("x", x, self.pairs.x.shape[1:])
         if self.weight == 0:
             return torch.zeros((), device=x.device)
+        if torch.is_inference_mode_enabled():  # in which older versions' torch.func.jvp is zero
+            with torch.inference_mode(False), torch.no_grad():
+                return self(model, x, outputs, update=update)
         moves = update and torch.is_grad_enabled()
         call = self._state.calls if moves else max(0, self._state.calls - 1)
         if call % self.settings.interval:
@@ -215,14 +219,6 @@ class LipschitzPenalty:
         if moves and not penalty.requires_grad:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
         return penalty
-
-    def _check_shape(self, x: Tensor) -> None:
-        pairs = self._state.pairs
-        if self.settings.persistent and pairs is not None and pairs.x.shape[1:] != x.shape[1:]:
-            raise ValueError(
-                f"Expected argument `x` to fit the stored pairs, rows of shape {tuple(pairs.x.shape[1:])}, but got "
-                f"{tuple(x.shape)}. Use one LipschitzPenalty for each kind of input."
-            )
 
     def synchronize(self) -> None:
         """Gather the pairs of all ranks, so that the next ``state_dict()`` on any rank holds them all.
