@@ -14,15 +14,16 @@ LITTER = shutil.ignore_patterns(".*", "build", "dist", "out", "*.egg-info", "__p
 TRAIN = """
 import sys
 
-class Without:
-    """A finder that does not find the optional packages."""
-
+class Without:  # a finder that does not find the optional packages
     def __init__(self, finder):
         self.finder = finder
 
     def find_spec(self, name, path=None, target=None):
         hidden = name.partition(".")[0] in {optional}
         return None if hidden else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
 
 sys.meta_path = [Without(finder) for finder in sys.meta_path]
 sys.path.insert(0, {target!r})
