@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -119,10 +118,10 @@ class LipschitzPenalty:
 
     def __repr__(self) -> str:
         """Show the mutable attributes and the settings."""
-        method, rest = repr(self.settings.method), dataclasses.asdict(self.settings)
-        rest.pop("method")
-        arguments = {"weight": self.weight, "radius": self.radius, **rest}
-        return f"LipschitzPenalty({method}, {', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
+        settings = vars(self.settings).copy()
+        method = settings.pop("method")
+        arguments = {"weight": self.weight, "radius": self.radius, **settings}
+        return f"LipschitzPenalty({method!r}, {', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
 
     @property
     def weight(self) -> float:
