@@ -1,6 +1,7 @@
 """lipschitz_lower_bound: a lower bound, close to the truth where that is known, from any kind of data set."""
 
 import math
+import sys
 
 import oracles
 import pytest
@@ -74,10 +75,10 @@ def test_batches_of_every_kind_give_the_same():
     assert lipschitz_lower_bound(model, loader) == expected
     assert lipschitz_lower_bound(model, list(x.split(4))) == expected
     assert lipschitz_lower_bound(model, (batch for batch in x.split(4))) == expected
-    assert lipschitz_lower_bound(model, loader, progress=True) == expected
 
 
 def test_the_progress_bar_is_shown_on_request_only(capsys):
+    pytest.importorskip("tqdm")
     model, _ = linear_map((3, 6))
     lipschitz_lower_bound(model, draw(8, 6))
     assert capsys.readouterr().err == ""
@@ -160,3 +161,9 @@ def test_a_constant_model_has_bound_zero():
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         lipschitz_lower_bound(**{"model": nn.Linear(3, 2), "inputs": torch.randn(4, 3), **arguments})
+
+
+def test_the_progress_bar_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match=r"torchlipreg\[progress\]"):
+        lipschitz_lower_bound(torch.nn.Linear(6, 3), torch.randn(8, 6), progress=True)

@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 from zoo import (
     METHODS,
@@ -175,9 +176,9 @@ def test_one_value_for_one_input(kind):
     net(u)  # running statistics that are not the initial ones
     with fixed_function(net) as f:
         y = f(u)
-        assert torch.equal(f(u), y)
+        torch.testing.assert_close(f(u), y, rtol=1e-14, atol=1e-14)
         torch.testing.assert_close(f(u[:3]), y[:3], rtol=1e-12, atol=1e-12)
-        assert torch.equal(f(torch.cat([u[:3], 100 * u[3:]]))[:3], y[:3])
+        torch.testing.assert_close(f(torch.cat([u[:3], 100 * u[3:]]))[:3], y[:3], rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(y, copy.deepcopy(net).eval()(u), rtol=1e-12, atol=1e-12)
 
 
@@ -242,6 +243,8 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("radius", [0.1, 0.0])
 def test_a_checkpoint_recomputes_the_fixed_function(method, radius):
+    if radius == 0 and hasattr(torch.utils.checkpoint, "_NoopSaveInputs"):
+        pytest.skip("checkpoints of this torch have no forward-mode derivative")
     net, x = Checkpointed(reentrant=None).double(), torch.randn(8, 6, dtype=torch.float64)
     results = []
     for reentrant in (None, False):

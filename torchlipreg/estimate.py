@@ -59,6 +59,7 @@ def lipschitz_lower_bound(
     Raises:
         TypeError: If ``inputs`` does not give floating tensors.
         ValueError: If an argument is out of range, or no batch holds the two points that ``radius=None`` needs.
+        ImportError: If ``progress`` is asked for and tqdm is not installed.
 
     References:
         Report, eq. (3) and Definition 1.
@@ -71,9 +72,7 @@ def lipschitz_lower_bound(
         radius = check_number("radius", radius)
     batches: Iterable[Tensor] = _batches(inputs, batch_size)
     if progress:
-        from tqdm.auto import tqdm
-
-        batches = tqdm(batches, desc="lipschitz_lower_bound")
+        batches = _with_progress_bar(batches)
     largest = None
     for x in batches:
         if radius is None and len(x) < 2:
@@ -149,3 +148,12 @@ def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         check_points("inputs", x)
         yield x
+
+
+def _with_progress_bar(batches: Iterable[Tensor]) -> Iterable[Tensor]:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError('`progress`=True needs tqdm: pip install "torchlipreg[progress]"') from None
+    bar: Iterable[Tensor] = tqdm(batches, desc="lipschitz_lower_bound")
+    return bar
