@@ -13,7 +13,14 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def namespace(tmp_path_factory):
+def process_group():
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def namespace(tmp_path_factory, process_group):
     model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
     x, y = torch.rand(32, 64), torch.randint(10, (32,))
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16)
@@ -26,6 +33,10 @@ def namespace(tmp_path_factory):
         return 0.95
 
     return {
+        "torch": torch,
+        "rank": 0,
+        "net": nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)),
+        "DistributedDataParallel": nn.parallel.DistributedDataParallel,
         "model": model,
         "x": x,
         "loader": loader,
