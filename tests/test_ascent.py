@@ -68,7 +68,7 @@ def test_nesterov_is_algorithm_2(steps):
 def test_nesterov_accelerates():
     # uphill on −½ zᵀHz, ill-conditioned: the error falls like 1/k², not like 1/k
     curvature = torch.tensor([1.0, 1e-3], dtype=torch.float64)
-    start = PairSet(torch.ones(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64))
+    start = PairSet(torch.ones(1, 2, dtype=torch.float64), -torch.ones(1, 2, dtype=torch.float64))
 
     def error_after(rule):
         def objective(z):

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from torchlipreg.norms import batch_norm, per_row, rescale, steepest_direction
+from torchlipreg.norms import per_row, rescale, steepest_direction
 from torchlipreg.pairs import PairSet
 
 Objective = Callable[[PairSet], Tensor]  # pairs -> qᵢ², shape (N,)
@@ -63,7 +63,9 @@ def ascend(
         gradient = pair_gradient(objective, rule.look_at(pairs, state), anchored)
         moved, new_state = rule.step(pairs, gradient, state)
         moved = project(moved)
-        sound = moved.isfinite()  # the NaN gradient of a diverged model must not poison persistent pairs
+        distance = moved.distance(math.inf)
+        # Refused: a step without a direction or back onto x, and the NaN of a diverged model's gradient.
+        sound = (distance > 0) & (distance < math.inf)
         pairs, state = moved.where(sound, pairs), where_state(sound, new_state, state)
     return pairs, state
 
@@ -111,18 +113,16 @@ class Power:
         return pairs
 
     def step(self, pairs: PairSet, gradient: PairSet, state: State) -> tuple[PairSet, State]:
-        """Turn each pair to its steepest direction; a pair without one (zero gradient) stays."""
+        """Turn each pair to its steepest direction; one without (zero gradient) collapses, which ``ascend`` refuses."""
         p = self.input_norm
         reach = pairs.distance(p)
         if self.anchored:
             direction = steepest_direction(gradient.x_prime, p)
-            turned = PairSet(pairs.x, pairs.x + per_row(reach, direction) * direction)
-        else:
-            direction = steepest_direction(gradient.x_prime - gradient.x, p)
-            half = per_row(reach / 2, direction) if self.centre is None else self.radius
-            centre = (pairs.x + pairs.x_prime) / 2 if self.centre is None else self.centre
-            turned = PairSet(centre - half * direction, centre + half * direction)
-        return turned.where(batch_norm(direction, math.inf) > 0, pairs), state
+            return PairSet(pairs.x, pairs.x + per_row(reach, direction) * direction), state
+        direction = steepest_direction(gradient.x_prime - gradient.x, p)
+        half = per_row(reach / 2, direction) if self.centre is None else self.radius
+        centre = (pairs.x + pairs.x_prime) / 2 if self.centre is None else self.centre
+        return PairSet(centre - half * direction, centre + half * direction), state
 
 
 @dataclass(frozen=True)

@@ -218,8 +218,9 @@ def _setter(target: dict[str, Any], name: str, value: Any) -> Callable[[], None]
 def _no_autocast() -> Iterator[None]:
     # Rounding to bfloat16 makes the quotient of a close pair many times too large.
     with contextlib.ExitStack() as stack:
-        for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            stack.enter_context(torch.autocast(device, enabled=False))
+        for device in ("cpu", "cuda", "xpu", "mps"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 

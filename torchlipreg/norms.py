@@ -21,7 +21,7 @@ def batch_norm(v: Tensor, p: float) -> Tensor:
     Returns:
         Norms, shape (N,). The gradient at a zero row is zero, never NaN.
     """
-    norms: Tensor = torch.linalg.vector_norm(v.reshape(len(v), v.shape[1:].numel()), p, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(_rows(v), p, dim=1)
     return norms
 
 
@@ -65,10 +65,10 @@ def rescale(v: Tensor, length: Tensor | float, p: float) -> Tensor:
     Returns:
         Vectors, shape (N, *).
     """
-    if p == 2:  # by its largest entry first: the squares of a small row (1e-25 in float32) would vanish
-        v = v / per_row(_positive(batch_norm(v, math.inf)), v)
-    unit = v / per_row(_positive(batch_norm(v, p)), v)  # before the length: 10 / 1e-38 would be infinite, and 0 · ∞ NaN
-    return unit * (per_row(length, v) if isinstance(length, Tensor) else length)
+    limits = torch.finfo(v.dtype)
+    # In float64: the squares of a small row (1e-25 in float32) would vanish. Clamped: a zero row times ∞ would be NaN.
+    norm = torch.linalg.vector_norm(_rows(v), p, dim=1, dtype=torch.float64)
+    return v * per_row((length / norm.clamp_min(limits.tiny)).clamp_max(limits.max).to(v.dtype), v)
 
 
 def per_row(value: Tensor, like: Tensor) -> Tensor:
@@ -101,5 +101,5 @@ def random_in_ball(like: Tensor, p: float, generator: torch.Generator) -> Tensor
     return rescale(v, length ** (1 / max(1, like[:1].numel())), p)
 
 
-def _positive(value: Tensor) -> Tensor:
-    return value.clamp_min(torch.finfo(value.dtype).tiny)
+def _rows(v: Tensor) -> Tensor:
+    return v.reshape(len(v), v.shape[1:].numel())

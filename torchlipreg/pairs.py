@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ class PairSet(NamedTuple):
     def where(self, keep: Tensor, other: PairSet) -> PairSet:
         """Return these pairs where ``keep``, shape (N,), is true, and the others elsewhere."""
         keep = per_row(keep, self.x)
-        return self.map(lambda ours, theirs: torch.where(keep, ours, theirs), other)
+        return self.map(lambda ours, theirs: ours if ours is theirs else torch.where(keep, ours, theirs), other)
 
     def isfinite(self) -> Tensor:
         """Return, for each pair, whether all its coordinates are finite, shape (N,)."""
@@ -51,7 +52,7 @@ class PairSet(NamedTuple):
 
 def all_finite(x: Tensor) -> Tensor:
     """Return, for each row of x, shape (N, *), whether all its coordinates are finite: shape (N,)."""
-    return x.isfinite().reshape(len(x), x.shape[1:].numel()).all(1)
+    return batch_norm(x, math.inf).isfinite()  # one pass over x instead of three
 
 
 def draw_from_data(x: Tensor, num_pairs: int, generator: torch.Generator) -> PairSet:
