@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.distributed import rank, world_size
-from torchlipreg.frozen import unwrap
+from torchlipreg.modules import unwrap
 
 STATE_KEY = "lipschitz"
 GATHER_INTERVAL = 500  # optimizer steps: seldom, as all pairs of all ranks travel

@@ -63,14 +63,30 @@ def average(tensors):
     return [sum(t) / dist.get_world_size() for t in zip(*gather(tensors), strict=True)]
 
 
-def union_gradient(net, penalty, counts=True):
+def following(net, buffers, reference, x):
+    """The net in eval mode, with BatchNorm statistics that follow those of a reference batch."""
+    var, mean = torch.var_mean(net.conv(reference), [0, 2, 3], correction=0)
+    mean = buffers["norm.running_mean"] + mean - mean.detach()
+    var = (buffers["norm.running_var"] + net.norm.eps) * (var + net.norm.eps) / (var + net.norm.eps).detach()
+    z = (net.conv(x) - mean[:, None, None]) / var.sqrt()[:, None, None]
+    z = torch.tanh(z * net.norm.weight[:, None, None] + net.norm.bias[:, None, None]).flatten(1)
+    return net.head(z) + (net.aux(z) if net.aux_mode == "eval" else 0)
+
+
+def union_gradient(net, penalty, counts=True, data=None):
     """The slow truth: value, estimate and gradient at the pairs of all ranks, in one plain model in eval mode.
 
-    DDP lets each rank's BatchNorm keep running statistics of its own between two broadcasts, so buffers go with pairs.
+    DDP lets each rank's BatchNorm keep running statistics of its own between two broadcasts, so buffers go with pairs,
+    and so does the batch, ``data``, that its statistics follow.
     """
     net, s, q = copy.deepcopy(net).eval(), penalty.settings, []
-    for x, x_prime, buffers in filter(None, gather((*penalty.pairs, dict(net.named_buffers())) if counts else None)):
+    if data is not None:
+        data = penalty.pairs.x if s.fixed_x else data[: len(penalty.pairs.x)]
+    of_ranks = gather((*penalty.pairs, data, dict(net.named_buffers())) if counts else None)
+    for x, x_prime, reference, buffers in filter(None, of_ranks):
         f = partial(torch.func.functional_call, net, {**dict(net.named_parameters()), **buffers})
+        if reference is not None and buffers:
+            f = partial(following, net, buffers, reference)
         change = torch.func.jvp(f, (x,), (x_prime - x,))[1] if penalty.radius == 0 else f(x_prime) - f(x)
         distance = torch.linalg.vector_norm((x_prime - x).flatten(1), s.input_norm, dim=1)
         q.append(torch.linalg.vector_norm(change, s.output_norm, dim=1) / distance)

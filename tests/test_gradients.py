@@ -19,7 +19,9 @@ def draw(*shape, seed=0, dtype=torch.float64):
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 3)).double()
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 3)).double()
+    net[1].eval()  # in train mode its statistics follow the parameters: see test_batchnorm
+    return net
 
 
 def assert_gradient_is_a_central_difference(model, penalty, x):

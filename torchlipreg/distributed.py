@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -196,3 +197,8 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def is_sharded(modules: Iterable[nn.Module]) -> bool:
+    """Say whether FSDP (1 or 2) shards one of the modules, and so puts parameters in place in its forward."""
+    return any(hasattr(m, "set_requires_gradient_sync") or "_sync_gradients" in m.__dict__ for m in modules)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchlipreg.ascent import Power, ascend
 from torchlipreg.checks import check_bounds, check_count, check_norm, check_number, check_points
-from torchlipreg.frozen import compute_dtype, fixed_function
+from torchlipreg.frozen import fixed_function
+from torchlipreg.modules import compute_dtype
 from torchlipreg.norms import batch_norm, rescale
 from torchlipreg.objective import pair_quotients
 from torchlipreg.pairs import PairSet, draw_from_data, draw_in_ball

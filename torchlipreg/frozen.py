@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from types import MethodType, ModuleType
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from torchlipreg.batchnorm import follow, tracks_batches
 from torchlipreg.checks import check_output
+from torchlipreg.distributed import is_sharded
+from torchlipreg.modules import find_modules, parameter_dtype, unwrap
 
 Function = Callable[[Tensor], Tensor]
-STOCHASTIC_RATES = ("p", "dropout", "drop_prob")  # nn.Dropout, nn.LSTM and nn.MultiheadAttention, timm's DropPath
 
 
 @contextlib.contextmanager
 def fixed_function(
     model: Callable[[Tensor], Any], output: Callable[[Any], Any] | None = None, *, eager: bool = False
-) -> Iterator[Function]:
+) -> Iterator[FixedFunction]:
     """Give the model as a fixed, deterministic function of its input for the length of the context.
 
     Inside, BatchNorm uses its running statistics, Dropout and stochastic depth are off, autocast is off (Accelerate's
@@ -31,7 +32,7 @@ def fixed_function(
 
     Args:
         model: Function, ``nn.Module``, or one wrapped in DDP, DataParallel, FSDP or ``torch.compile``. The modules
-            that a plain function or lambda uses are found by :func:`find_modules`.
+            that a plain function or lambda uses are found by :func:`torchlipreg.modules.find_modules`.
         output: From the model's return value to the tensor that counts; default :func:`default_output`.
         eager: Step around ``torch.compile``, for transforms that it does not support (``torch.func.jvp``).
 
@@ -42,72 +43,59 @@ def fixed_function(
     core = unwrap(model)
     if eager:
         core = getattr(core, "_orig_mod", core)
-    roots = find_modules(core)
-    modules = list({id(m): m for root in roots for m in root.modules()}.values())
-    select = default_output if output is None else output
-    dtype = _parameter_dtype(modules)
+    modules = list({id(m): m for root in find_modules(core) for m in root.modules()}.values())
     state = _FrozenState(modules, eager)
+    # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
+    hook = contextlib.nullcontext if eager else _recomputing_under(state)
+    with state.applied(), _no_autocast(), _checkpoint_hook(hook):
+        yield FixedFunction(core, default_output if output is None else output, parameter_dtype(modules), state)
 
-    def function(x: Tensor) -> Tensor:
-        z = x.to(dtype, copy=True) if dtype else x.clone()
+
+class FixedFunction:
+    """The model as a function of its input, while the context of :func:`fixed_function` lasts."""
+
+    def __init__(
+        self,
+        core: Callable[[Tensor], Any],
+        select: Callable[[Any], Any],
+        dtype: torch.dtype | None,
+        state: _FrozenState,
+    ) -> None:
+        self._core, self._select, self._dtype, self._state = core, select, dtype, state
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return f(x), shape (N, *), with gradients to x and to the parameters."""
+        z = x.to(self._dtype, copy=True) if self._dtype else x.clone()
+        core = self._core
         if isinstance(getattr(core, "_orig_mod", None), nn.Module) or getattr(core, "_compiled_call_impl", None):
             torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
-        y = check_output(select(core(z)), len(x))
+        y = check_output(self._select(self._core(z)), len(x))
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
-    with state.applied(), _no_autocast(), _checkpoints_recompute_under(state):
-        yield function
+    @property
+    def holds_statistics(self) -> bool:
+        """Whether the statistics of train-mode BatchNorm cannot follow the parameters, because FSDP shards these."""
+        return self._state.held
 
+    def follow_statistics(self, x: Tensor) -> Tensor | None:
+        """Let the running statistics of train-mode BatchNorm follow the parameters: see :func:`batchnorm.follow`.
 
-def unwrap(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """Return what a penalty may call: without DDP and DataParallel, but compiled, and through FSDP's wrapper.
+        Args:
+            x: Data points, shape (N, *), over which the batch's statistics are taken.
 
-    Extra forwards through DDP's wrapper would break its gradient reduction (silently so with ``static_graph``);
-    FSDP in contrast must be entered through its outermost ``__call__``, which gathers the parameters.
-    """
-    inner = getattr(model, "_orig_mod", None)
-    if isinstance(inner, nn.Module) and unwrap(inner) is not inner:  # compile(DDP(m)): the graph holds the wrapper
-        return unwrap(inner)
-    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        return unwrap(model.module)
-    return model
-
-
-def find_modules(f: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules that a callable is or uses.
-
-    Looks into a function's closure and globals, its helpers in the same file, a partial's arguments, the object of a
-    method, and one level into the lists, dicts and objects found there.
-    """
-    found: list[nn.Module] = []
-    seen: set[int] = set()
-    queue: list[Any] = [f]
-    while queue:
-        value = queue.pop(0)
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            found.append(unwrap(value))  # type: ignore[arg-type]
-        else:
-            queue += _uses(value)
-    return found
-
-
-def _uses(value: Any) -> list[Any]:
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, MethodType):
-        return [value.__self__, value.__func__]
-    if inspect.isfunction(value):
-        names = inspect.getclosurevars(value)
-        used = [v for v in names.globals.values() if not inspect.isfunction(v) or v.__globals__ is value.__globals__]
-        return [*names.nonlocals.values(), *used]
-    if isinstance(value, (type, ModuleType, Tensor)):
-        return []
-    if not isinstance(value, (list, tuple)):
-        value = (value if isinstance(value, dict) else getattr(value, "__dict__", {})).values()
-    return [v for v in value if isinstance(v, nn.Module)]
+        Returns:
+            f(x), or None if there is nothing to follow and so nothing was computed.
+        """
+        state = self._state
+        if not state.parameters or not torch.is_grad_enabled():
+            return None
+        with contextlib.ExitStack() as stack:
+            for m in state.parameters:
+                stack.enter_context(_removed(m.register_forward_pre_hook(state.follow)))
+            stack.enter_context(_checkpoint_hook(contextlib.nullcontext))  # hooks do not run in a recomputation
+            if "torch._dynamo" in sys.modules:  # a graph of its own for this one forward would be a waste
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            return self(x)
 
 
 def default_output(y: Any) -> Any:
@@ -123,61 +111,27 @@ def default_output(y: Any) -> Any:
     return y
 
 
-def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
-    """Return the dtype in which the fixed function computes: that of the parameters, or float32 or more without.
-
-    Under FSDP's own mixed precision it is the policy's: parameters are gathered in it, and that cannot be switched off.
-    """
-    modules = [m for root in find_modules(unwrap(model)) for m in root.modules()]
-    return _sharding_dtype(modules) or _parameter_dtype(modules) or torch.promote_types(x.dtype, torch.float32)
-
-
-def train_signature(model: Callable[[Tensor], Any]) -> tuple[bool, tuple[Any, ...]]:
-    """Describe how the model's training mode may differ from the fixed function.
-
-    Returns:
-        Whether a stochastic rate is set in a training module (Dropout, stochastic depth), and a tuple that changes
-        with any training flag. Both read Python attributes only.
-    """
-    modules = [m for root in find_modules(unwrap(model)) for m in root.modules()]
-    stochastic = any(
-        m.training and isinstance(rate := m.__dict__.get(name), (int, float)) and rate > 0
-        for m in modules
-        for name in STOCHASTIC_RATES
-    )
-    return stochastic, tuple(m.training for m in modules)
-
-
-def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:
-    for m in modules:
-        state = getattr(m, "_get_fsdp_state", lambda: None)()  # FSDP2
-        policy = getattr(state, "_mp_policy", None) or m.__dict__.get("mixed_precision")  # FSDP1
-        dtype = getattr(policy, "param_dtype", None)
-        if isinstance(dtype, torch.dtype):
-            return dtype
-    return None
-
-
-def _parameter_dtype(modules: list[nn.Module]) -> torch.dtype | None:
-    for module in modules:
-        for parameter in module._parameters.values():
-            if parameter is not None and parameter.is_floating_point():
-                return parameter.dtype
-    return None
-
-
 class _FrozenState:
-    """The frozen values of a list of modules: flags, and one clone of every buffer."""
+    """The frozen values of a list of modules: flags, one clone of every buffer, BatchNorm that follows a batch."""
 
     def __init__(self, modules: list[nn.Module], eager: bool) -> None:
         self.modules, self.eager = modules, eager
         # Eval-mode BatchNorm keeps its running statistics for backward by reference: a later train-mode forward
         # would overwrite them, without an error, and the penalty's gradient would be wrong.
-        self.buffers = [
-            (m, {name: None if b is None else b.detach().clone() for name, b in m._buffers.items()})
+        self.buffers: dict[nn.Module, dict[str, Tensor | None]] = {
+            m: {name: None if b is None else b.detach().clone() for name, b in m._buffers.items()}
             for m in modules
             if m._buffers
-        ]
+        }
+        self.statistics = dict(self.buffers)
+        tracking = [m for m in modules if tracks_batches(m)]
+        self.held = bool(tracking) and is_sharded(modules)  # FSDP puts parameters in place itself
+        self.parameters: dict[nn.Module, dict[str, Any]] = {} if self.held else {m: m._parameters for m in tracking}
+
+    def follow(self, m: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Serve as a forward pre-hook of BatchNorm: from now on its statistics follow those of this input."""
+        self.parameters[m], self.buffers[m] = follow(m, inputs[0], self.statistics[m])
+        self._swap(m)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -186,13 +140,18 @@ class _FrozenState:
         try:
             for m in self.modules:
                 self._freeze(m, undo)
-            for m, clones in self.buffers:
-                undo.append(_setter(m.__dict__, "_buffers", m._buffers))
-                m.__dict__["_buffers"] = dict(clones)
+            for m in self.buffers:
+                undo += [_setter(m.__dict__, name, m.__dict__[name]) for name in ("_buffers", "_parameters")]
+                self._swap(m)
             yield
         finally:
             for restore in reversed(undo):
                 restore()
+
+    def _swap(self, m: nn.Module) -> None:
+        m.__dict__["_buffers"] = dict(self.buffers[m])
+        if m in self.parameters:
+            m.__dict__["_parameters"] = self.parameters[m]
 
     def _freeze(self, m: nn.Module, undo: list[Callable[[], None]]) -> None:
         values = m.__dict__
@@ -224,14 +183,10 @@ def _no_autocast() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _checkpoints_recompute_under(state: _FrozenState) -> Iterator[None]:
+def _recomputing_under(state: _FrozenState) -> type:
     # A non-reentrant checkpoint runs its forward again during backward, when the modules are back in train mode:
-    # its recomputation is wrapped so that it sees the frozen state again. Under torch.func.jvp it cannot recompute at
-    # all (another number of tensors is saved), so in the limit it keeps its activations.
-    original = torch.utils.checkpoint._checkpoint_hook
-
-    class Hook(original):  # type: ignore[misc, valid-type]
+    # its recomputation is wrapped so that it sees the frozen state again.
+    class Hook(torch.utils.checkpoint._checkpoint_hook):
         def __init__(self, frame: Any) -> None:
             recompute = frame.recompute_fn
 
@@ -242,9 +197,22 @@ def _checkpoints_recompute_under(state: _FrozenState) -> Iterator[None]:
             frame.recompute_fn = recompute_frozen
             super().__init__(frame)
 
-    replacement = contextlib.nullcontext if state.eager else Hook
-    torch.utils.checkpoint._checkpoint_hook = replacement  # type: ignore[assignment, misc]
+    return Hook
+
+
+@contextlib.contextmanager
+def _checkpoint_hook(replacement: Any) -> Iterator[None]:
+    original = torch.utils.checkpoint._checkpoint_hook
+    torch.utils.checkpoint._checkpoint_hook = replacement  # type: ignore[misc]
     try:
         yield
     finally:
         torch.utils.checkpoint._checkpoint_hook = original  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _removed(hook: RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchlipreg.checks import check_output
 from torchlipreg.distributed import largest
-from torchlipreg.frozen import Function, default_output, train_signature
+from torchlipreg.frozen import Function, default_output
+from torchlipreg.modules import train_signature
 
 TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from torchlipreg.ascent import ascend
 from torchlipreg.checks import check_values
 from torchlipreg.distributed import check_forward_mode, largest_or_raise, reduce_max, reduce_mean
-from torchlipreg.frozen import Function, compute_dtype, fixed_function
+from torchlipreg.frozen import Function, fixed_function
 from torchlipreg.methods import ascent_rule, check_size, choose_points, is_stuck, projection, start
+from torchlipreg.modules import compute_dtype
 from torchlipreg.norms import batch_norm, per_row
 from torchlipreg.objective import pair_quotients
-from torchlipreg.pairs import all_finite
+from torchlipreg.pairs import PairSet, all_finite
 from torchlipreg.quotient import distance_floor
 from torchlipreg.reuse import OutputReuse, select_outputs
 from torchlipreg.settings import Settings
@@ -76,20 +77,27 @@ class Step:
 
         with fixed_function(model, settings.output, eager=radius == 0) as f:
             if known is not None and not self.moves:
+                f.follow_statistics(self._reference(known[0], points))
                 return self._reduce(quotients(f, known[0]), state.counts)
             chosen = choose_points(settings, points, self.generator)
             batch = points if chosen is None else points[chosen]
             finite = counts = all_finite(batch)
             if not settings.persistent:
-                batch = torch.where(per_row(finite, batch), batch, 0)
+                batch = _where_finite(batch)
                 if len(batch) == 0:  # a rank without data takes part in each forward and collective all the same
                     batch, counts = batch.new_zeros(1, *batch.shape[1:]), finite.new_zeros(1)
             rule = ascent_rule(settings, batch, radius)
             pairs, memory = start(settings, known, state.stuck, batch, rule, radius, self.generator)
 
+            followed = f.follow_statistics(self._reference(pairs, points))
+            if f.holds_statistics:
+                state.warn_once(
+                    "BatchNorm in train mode under FSDP: its statistics are held constant, and the penalty may drive "
+                    "activations away from them. Use DDP, another norm, or BatchNorm in eval mode."
+                )
             fx = None
             if settings.fixed_x and radius != 0:
-                fx = self._outputs_at(pairs.x, f, x, outputs, chosen)
+                fx = self._outputs_at(pairs.x, f, x, outputs, chosen, followed)
                 fx = torch.where(per_row(counts, fx), fx, 0)
             if self.moves:
                 anchor = None if fx is None else fx.detach()
@@ -113,6 +121,12 @@ class Step:
                 state.stuck = is_stuck(pairs, q.detach(), 0.0 if radius == 0 else floor, settings.input_norm)
         return value
 
+    def _reference(self, pairs: PairSet, points: Tensor) -> Tensor:
+        """Return as many data points as there are pairs, over which train-mode BatchNorm takes its statistics."""
+        if self.settings.fixed_x or len(points) == 0:
+            return pairs.x
+        return _where_finite(points[: len(pairs.x)])
+
     def _outputs_at(
         self,
         points: Tensor,
@@ -120,6 +134,7 @@ class Step:
         x: Tensor,
         outputs: Any,
         chosen: Tensor | None,
+        known: Tensor | None,
     ) -> Tensor:
         if outputs is not None:
             y = select_outputs(outputs, self.settings.output, len(x))
@@ -127,7 +142,7 @@ class Step:
                 if len(x) == 0:
                     return y.new_zeros(len(points), *y.shape[1:])
                 return y if chosen is None else y[chosen]
-        return f(points)
+        return f(points) if known is None else known
 
     def _reduce(self, q: Tensor, valid: Tensor | None = None) -> Tensor:
         power = self.settings.power
@@ -156,3 +171,7 @@ class Step:
                 "the limit ε → 0, the directional derivative, is computed instead. Pass radius=0 to ask for it."
             )
         return floor
+
+
+def _where_finite(x: Tensor) -> Tensor:
+    return torch.where(per_row(all_finite(x), x), x, 0)

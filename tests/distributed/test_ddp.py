@@ -55,7 +55,7 @@ def train(rank, wrapper, method, norm, order, steps=2, give_outputs=True, aux=No
         (task + value).backward()
         got = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in net.parameters()]
         expected_value, expected_estimate, of_penalty = union_gradient(
-            before, penalty, len(x) or method in ("max", "sum")
+            before, penalty, len(x) or method in ("max", "sum"), x
         )
         of_task = average(local_task_gradient(before, x) if len(x) else [torch.zeros_like(g) for g in got])
         assert_equal([value, penalty.estimate], [expected_value, expected_estimate])

@@ -1,0 +1,47 @@
+"""BatchNorm in train mode: running statistics whose values stay, while their gradient follows the parameters."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+
+def tracks_batches(m: nn.Module) -> bool:
+    """Say whether a module is a BatchNorm in train mode with running statistics."""
+    return isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m._buffers.get("running_mean") is not None
+
+
+def follow(m: Any, h: Tensor, buffers: dict[str, Tensor | None]) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
+    """Return parameters and buffers with which eval-mode BatchNorm lets its statistics follow the parameters.
+
+    In training, whatever an earlier layer does to the mean and the scale of a channel, BatchNorm undoes. With running
+    statistics held constant a penalty does not see that: it drives activations away from their statistics, faster
+    than these can follow, until the model in eval mode is flat and wrong while its training loss looks fine. So the
+    mean and the variance of the batch, b(θ), lend the running ones, r, their gradient::
+
+        mean = r_mean + (b_mean − stop(b_mean))        var + ε = (r_var + ε) · (b_var + ε) / stop(b_var + ε)
+
+    The values are those of eval mode, and no row depends on another. Not in the report, which has no BatchNorm.
+
+    Args:
+        m: BatchNorm.
+        h: Its input at a batch of data points, shape (N, C, *).
+        buffers: Its buffers, the running statistics among them.
+
+    Returns:
+        ``weight`` and ``bias``, shape (C,), into which the normalisation is folded; and the buffers, with the running
+        statistics of an input that is normalised already.
+    """
+    running_mean, running_var, eps = cast(Tensor, buffers["running_mean"]), cast(Tensor, buffers["running_var"]), m.eps
+    var, mean = torch.var_mean(h, [0, *range(2, h.dim())], correction=0)
+    var = var + eps
+    scale = ((running_var + eps) * (var / var.detach())).rsqrt()
+    if m.weight is not None:
+        scale = scale * m.weight
+    shift = -(running_mean + (mean - mean.detach())) * scale
+    if m.bias is not None:
+        shift = shift + m.bias
+    standard = {"running_mean": torch.zeros_like(running_mean), "running_var": torch.full_like(running_var, 1 - eps)}
+    return {"weight": scale, "bias": shift}, {**buffers, **standard}
