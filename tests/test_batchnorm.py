@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import nn
 from zoo import METHODS, gradients, penalty_of
 
@@ -124,7 +123,8 @@ def test_rows_that_are_not_finite_leave_a_finite_gradient(method, batch):
 
 def test_a_penalised_network_with_batchnorm_learns():
     # With statistics held constant this network ends at chance in eval mode while its training loss is small.
-    images, labels = load_digits(return_X_y=True)
+    datasets = pytest.importorskip("sklearn.datasets")
+    images, labels = datasets.load_digits(return_X_y=True)
     x, y = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(labels)
     torch.manual_seed(0)
     net = nn.Sequential(

@@ -28,7 +28,8 @@ def fixed_function(
 
     Inside, BatchNorm uses its running statistics, Dropout and stochastic depth are off, autocast is off (Accelerate's
     included), buffers are clones and gradient checkpoints recompute in the same state. Everything is restored on
-    leaving, also after an exception. Graphs that are built inside stay right for a later backward.
+    leaving, also after an exception. Graphs that are built inside stay right for a later backward. Where BatchNorm is
+    being trained, :meth:`FixedFunction.follow_statistics` completes the gradient.
 
     Args:
         model: Function, ``nn.Module``, or one wrapped in DDP, DataParallel, FSDP or ``torch.compile``. The modules

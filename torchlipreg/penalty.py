@@ -37,8 +37,9 @@ class LipschitzPenalty:
     ``"ptv"``, the same with the moved points projected on the ε-sphere (Algorithm 3, eq. 7).
 
     Departures from the report: the mean over the batch instead of the sum; quotients squared by default; power steps
-    and anchored pairs by default for tv and ptv; pairs on level sets (Property 1) and collapsed pairs are drawn
-    anew. ``power=1, anchored=False, ascent="sgd", momentum=0`` gives Algorithms 3 and 4 as printed.
+    and anchored pairs by default for tv and ptv; pairs on level sets (Property 1) and collapsed pairs drawn anew;
+    statistics of train-mode BatchNorm that follow the parameters, see :func:`torchlipreg.batchnorm.follow`.
+    ``power=1, anchored=False, ascent="sgd", momentum=0`` gives Algorithms 3 and 4 as printed.
 
     Args:
         method: ``"max"``, ``"sum"``, ``"tv"`` or ``"ptv"``.
@@ -53,8 +54,7 @@ class LipschitzPenalty:
         power: 1 for the report's formula, 2 for its square.
         ascent: ``"power"`` (default for tv, ptv), ``"sgd"`` (default for max, sum), ``"nesterov"`` or ``"adam"``.
         ascent_steps: Ascent steps per call, ≥ 1.
-        step_size: τ > 0. Default 0.01 for sgd and nesterov (times the gradient of q²), 0.03 for adam (in input
-            units). Meaningless for power steps.
+        step_size: τ > 0. Default 0.01 for sgd and nesterov, 0.03 (input units) for adam; meaningless for power.
         momentum: μ in [0, 1) of sgd.
         anchored: tv, ptv: x stays on the data point, so that the loop's ``outputs`` can serve as f(x).
         bounds: (lo, hi) of the data: pairs stay inside (Assumption 3).
