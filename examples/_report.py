@@ -27,6 +27,11 @@ def mean_and_spread(values):
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 
+def cell(values, digits):
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if len(values) > 1 else " (one)")
+
+
 def print_table(results, step_times, epsilon):
     runs = next(iter(results.values()))
     columns = {
