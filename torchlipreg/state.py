@@ -81,7 +81,7 @@ class PenaltyState:
         So a resumed run draws what the uninterrupted one would have, also where only rank 0 could save its state, and
         a call that fails or keeps nothing leaves no trace.
         """
-        if self._generator is None or self._generator.device.type != device.type:
+        if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device)
         number = seed + RANK_STRIDE * rank() + CALL_STRIDE * self.calls
         return self._generator.manual_seed(number % 2**63)
