@@ -31,7 +31,7 @@ class LipschitzTask(TrainingTask):
         result["loss"].backward()
 
     The result is the task's, with the penalty added to ``loss``, and two detached tensors besides: ``penalty``, and
-    ``lipschitz``, the largest quotient found so far in training, a lower bound. The penalty is added while the model
+    ``lipschitz``, the largest quotient of the last training step, a lower bound. The penalty is added while the model
     is in training mode and gradients are on, never to a validation loss.
 
     The penalty sees what ``get_eval_model()`` returns, the model that timm validates and exports: in the distillation

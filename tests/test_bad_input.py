@@ -294,3 +294,8 @@ def test_coincident_points_and_constant_networks(method, power, radius, shift):
             assert value.isfinite()
             assert gradients(net).isfinite().all()
             assert all(z.isfinite().all() for z in penalty.pairs)
+
+
+def test_a_forgotten_model_is_named():
+    with pytest.raises(TypeError, match=r"`model`.*the order is"):
+        LipschitzPenalty()(torch.rand(4, 3), torch.rand(4, 2))

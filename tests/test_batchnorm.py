@@ -143,3 +143,43 @@ def test_a_penalised_network_with_batchnorm_learns():
     with torch.no_grad():
         accuracy = (net.eval()(x[1500:]).argmax(1) == y[1500:]).float().mean()
     assert accuracy > 0.8
+
+
+class Twice(nn.Module):
+    """One BatchNorm that is called twice, once by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.norm(input=torch.tanh(self.last(torch.tanh(self.norm(self.first(x))))))
+
+
+@pytest.mark.parametrize("method", ["max", "tv"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Twice,
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, affine=False), nn.Tanh()),
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.utils.parametrizations.spectral_norm(nn.BatchNorm1d(5), dim=0)),
+    ],
+    ids=["called twice", "without parameters", "parametrised"],
+)
+def test_unusual_modules_have_the_value_of_eval_mode_too(make, method):
+    torch.manual_seed(0)
+    net, x = make().double().train(), torch.randn(8, 6, dtype=torch.float64)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm1d) and m.affine and "weight" in m._parameters:
+            nn.init.uniform_(m.weight, 0.5, 2.0)
+    evaluated = copy.deepcopy(net).eval()
+    torch.testing.assert_close(penalty_of(method)(net, x), penalty_of(method)(evaluated, x), rtol=1e-10, atol=0)
+
+
+def test_a_dead_channel_without_epsilon_leaves_a_finite_gradient():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.BatchNorm1d(5, eps=0.0), nn.Linear(5, 3)), torch.randn(8, 6)
+    with torch.no_grad():
+        net[0].bias[2] = -100.0
+    penalty_of("tv")(net, x).backward()
+    assert gradients(net).isfinite().all()

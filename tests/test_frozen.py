@@ -1,7 +1,9 @@
 """The model as a fixed function that leaves no trace."""
 
+import contextlib
 import copy
 import functools
+import gc
 
 import pytest
 import torch
@@ -354,3 +356,41 @@ def test_a_model_in_bfloat16(method, recwarn):
     told = [str(w.message) for w in recwarn]
     assert len(told) == (method in ("tv", "ptv"))  # radius 0.1 is less than bfloat16 resolves
     assert all("the limit ε → 0" in message for message in told)
+
+
+def test_a_scripted_model_is_refused():
+    with pytest.warns() if torch.__version__ >= "2.10" else contextlib.nullcontext():
+        scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)))
+    with pytest.raises(TypeError, match="scripted"):
+        penalty_of("tv")(scripted, torch.randn(8, 6))
+
+
+def test_cached_attention_biases_leave_no_graph_behind():
+    timm = pytest.importorskip("timm")
+    net, x = timm.create_model("levit_128s", num_classes=3), torch.randn(2, 3, 224, 224)
+    penalty = penalty_of("tv", num_pairs=1)
+    for _ in range(2):
+        penalty(net, x).backward()
+    assert not any(m.__dict__.get("attention_bias_cache") for m in net.modules())
+    copy.deepcopy(net)
+
+
+def test_a_dropped_penalty_frees_its_memory_at_once():
+    net, x, penalty = conv_bn(), torch.randn(7, 3, 6, 6), penalty_of("tv")
+    gc.collect()
+    gc.disable()  # a cycle of references would keep the clones of all buffers until the collector runs
+    try:
+        for _ in range(3):
+            penalty(net, x)
+        assert not [o for o in gc.get_objects() if type(o).__name__ == "_FrozenState"]
+    finally:
+        gc.enable()
+
+
+def test_warnings_point_at_the_user():
+    with pytest.warns(UserWarning, match="no gradient") as caught:
+        penalty_of("tv")(lambda z: z**2, torch.rand(4, 3))
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="`radius`") as caught:
+        penalty_of("tv", radius=1e-9)(nn.Linear(3, 2), torch.rand(4, 3))
+    assert caught[0].filename == __file__

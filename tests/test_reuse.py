@@ -173,3 +173,38 @@ def test_outputs_of_another_shape_are_refused(wrong):
     penalty(net, x, net(x))
     with pytest.raises(ValueError, match="`outputs`"):
         penalty(net, x, wrong(net(x)))
+
+
+def test_a_last_layer_of_zeros_proves_nothing():
+    torch.manual_seed(0)
+    net, x, penalty = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(8, 6), penalty_of("tv")
+    nn.init.zeros_(net[2].weight), nn.init.zeros_(net[2].bias)
+    penalty(net, x, net(x))
+    assert penalty.reuses_outputs is False
+    nn.init.normal_(net[2].weight)
+    penalty(net, x, net(x))
+    assert penalty.reuses_outputs is True
+
+
+def test_train_mode_batchnorm_is_never_f_of_x():
+    net, x, penalty = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)), torch.randn(8, 6), penalty_of("tv")
+    nn.init.zeros_(net[1].weight)  # the same outputs in both modes
+    penalty(net, x, net(x))
+    assert penalty.reuses_outputs is False
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.01])
+def test_data_that_leave_the_bounds_later_give_no_quotient_above_the_norm(radius):
+    torch.manual_seed(0)
+    net, x = nn.Linear(6, 3), torch.rand(8, 6)
+    penalty = penalty_of("tv", radius=radius, bounds=(0, 1))
+    for batch in (x, x + 0.2):
+        penalty(net, batch, net(batch))
+        assert penalty.estimate <= 1.001 * torch.linalg.matrix_norm(net.weight, 2)
+
+
+@pytest.mark.parametrize("give_outputs", [True, False])
+def test_no_gradient_goes_upstream_of_x(give_outputs):
+    net, embeddings = mlp(), torch.randn(8, 6, requires_grad=True)
+    penalty_of("tv")(net, embeddings, net(embeddings) if give_outputs else None).backward()
+    assert embeddings.grad is None

@@ -9,11 +9,18 @@ from torch import Tensor, nn
 
 
 def tracks_batches(m: nn.Module) -> bool:
-    """Say whether a module is a BatchNorm in train mode with running statistics."""
-    return isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m._buffers.get("running_mean") is not None
+    """Say whether a module is a norm in train mode whose running statistics eval mode would use."""
+    return isinstance(m, nn.modules.batchnorm._NormBase) and m.training and m._buffers.get("running_mean") is not None
 
 
-def follow(m: Any, h: Tensor, buffers: dict[str, Tensor | None]) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
+def can_follow(m: nn.Module) -> bool:
+    """Say whether a norm in train mode takes its statistics over the batch, and keeps its parameters in plain sight."""
+    return tracks_batches(m) and isinstance(m, nn.modules.batchnorm._BatchNorm) and "weight" in m._parameters
+
+
+def follow(
+    eps: float, h: Tensor, parameters: dict[str, Any], buffers: dict[str, Tensor | None]
+) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
     """Return parameters and buffers with which eval-mode BatchNorm lets its statistics follow the parameters.
 
     In training, whatever an earlier layer does to the mean and the scale of a channel, BatchNorm undoes. With running
@@ -23,25 +30,28 @@ def follow(m: Any, h: Tensor, buffers: dict[str, Tensor | None]) -> tuple[dict[s
 
         mean = r_mean + (b_mean − stop(b_mean))        var + ε = (r_var + ε) · (b_var + ε) / stop(b_var + ε)
 
-    The values are those of eval mode, and no row depends on another. Not in the report, which has no BatchNorm.
+    The values are those of eval mode, and no row depends on another. A module that is called several times follows the
+    last call. On several processes each follows its own batch, as BatchNorm does. Not in the report, which has no
+    BatchNorm.
 
     Args:
-        m: BatchNorm.
+        eps: ε of the module.
         h: Its input at a batch of data points, shape (N, C, *).
+        parameters: Its ``weight`` and ``bias``.
         buffers: Its buffers, the running statistics among them.
 
     Returns:
         ``weight`` and ``bias``, shape (C,), into which the normalisation is folded; and the buffers, with the running
         statistics of an input that is normalised already.
     """
-    running_mean, running_var, eps = cast(Tensor, buffers["running_mean"]), cast(Tensor, buffers["running_var"]), m.eps
+    running_mean, running_var = cast(Tensor, buffers["running_mean"]), cast(Tensor, buffers["running_var"])
     var, mean = torch.var_mean(h, [0, *range(2, h.dim())], correction=0)
-    var = var + eps
+    var = (var + eps).clamp_min(torch.finfo(var.dtype).tiny)
     scale = ((running_var + eps) * (var / var.detach())).rsqrt()
-    if m.weight is not None:
-        scale = scale * m.weight
+    if parameters["weight"] is not None:
+        scale = scale * parameters["weight"]
     shift = -(running_mean + (mean - mean.detach())) * scale
-    if m.bias is not None:
-        shift = shift + m.bias
+    if parameters["bias"] is not None:
+        shift = shift + parameters["bias"]
     standard = {"running_mean": torch.zeros_like(running_mean), "running_var": torch.full_like(running_var, 1 - eps)}
     return {"weight": scale, "bias": shift}, {**buffers, **standard}

@@ -51,7 +51,7 @@ def check_bounds(bounds: Any) -> tuple[float, float] | None:
     if bounds is None:
         return None
     try:
-        low, high = (float(b) for b in bounds)
+        low, high = (float(b) if isinstance(b, numbers.Real) and not isinstance(b, bool) else math.nan for b in bounds)
     except (TypeError, ValueError):
         raise TypeError(f"Expected argument `bounds` to be two numbers (lo, hi), but got {bounds!r}.") from None
     if not low < high:  # also refuses NaN

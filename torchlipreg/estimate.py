@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.ascent import Power, ascend
-from torchlipreg.checks import check_bounds, check_count, check_norm, check_number, check_points
+from torchlipreg.checks import check_bounds, check_count, check_norm, check_number, check_points, check_values
 from torchlipreg.frozen import fixed_function
 from torchlipreg.modules import compute_dtype
 from torchlipreg.norms import batch_norm, rescale
@@ -59,7 +59,8 @@ def lipschitz_lower_bound(
 
     Raises:
         TypeError: If ``inputs`` does not give floating tensors.
-        ValueError: If an argument is out of range, or no batch holds the two points that ``radius=None`` needs.
+        ValueError: If an argument is out of range, the data are not finite or lie outside ``bounds``, or no batch
+            holds the two points that ``radius=None`` needs.
         ImportError: If ``progress`` is asked for and tqdm is not installed.
 
     References:
@@ -100,6 +101,7 @@ def _largest_quotient(
     output: Callable[[Any], Any] | None,
     generator: torch.Generator,
 ) -> Tensor:
+    check_values(x, bounds)
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     floor = distance_floor(compute_dtype(model, x), float(batch_norm(x, input_norm).mean()))
     limit = radius is not None and radius < floor
@@ -113,7 +115,7 @@ def _largest_quotient(
     def project(pairs: PairSet) -> PairSet:
         if limit:
             return PairSet(pairs.x, pairs.x + rescale(pairs.x_prime - pairs.x, 1.0, input_norm))
-        return PairSet(pairs.x, pairs.x + shrink * (pairs.x_prime - pairs.x)).clamp(bounds)
+        return PairSet(pairs.x, pairs.x + shrink * (pairs.x_prime - pairs.x)).clamp(bounds, anchored=True)
 
     with fixed_function(model, output, eager=limit) as f:
         with torch.no_grad():

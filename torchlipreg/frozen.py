@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torchlipreg.batchnorm import follow, tracks_batches
+from torchlipreg.batchnorm import can_follow, follow, tracks_batches
 from torchlipreg.checks import check_output
 from torchlipreg.distributed import is_sharded
 from torchlipreg.modules import find_modules, parameter_dtype, unwrap
@@ -37,14 +37,23 @@ def fixed_function(
         output: From the model's return value to the tensor that counts; default :func:`default_output`.
         eager: Step around ``torch.compile``, for transforms that it does not support (``torch.func.jvp``).
 
+    Raises:
+        TypeError: If the model is not callable, or scripted.
+
     Yields:
         A function from inputs, shape (N, *), to outputs, shape (N, *), float32 or float64. It overwrites neither
         its argument (an in-place first layer gets a copy) nor a buffer.
     """
+    if not callable(model):
+        raise TypeError(
+            f"Expected argument `model` to be callable, got {type(model).__name__}: the order is (model, x, outputs)."
+        )
     core = unwrap(model)
     if eager:
         core = getattr(core, "_orig_mod", core)
     modules = list({id(m): m for root in find_modules(core) for m in root.modules()}.values())
+    if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
+        raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
     state = _FrozenState(modules, eager)
     # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
     hook = contextlib.nullcontext if eager else _recomputing_under(state)
@@ -74,9 +83,9 @@ class FixedFunction:
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
     @property
-    def holds_statistics(self) -> bool:
+    def cannot_follow(self) -> bool:
         """Whether the statistics of train-mode BatchNorm cannot follow the parameters, because FSDP shards these."""
-        return self._state.held
+        return self._state.cannot_follow
 
     def follow_statistics(self, x: Tensor) -> Tensor | None:
         """Let the running statistics of train-mode BatchNorm follow the parameters: see :func:`batchnorm.follow`.
@@ -92,7 +101,7 @@ class FixedFunction:
             return None
         with contextlib.ExitStack() as stack:
             for m in state.parameters:
-                stack.enter_context(_removed(m.register_forward_pre_hook(state.follow)))
+                stack.enter_context(_removed(m.register_forward_pre_hook(state.follow, with_kwargs=True)))
             stack.enter_context(_checkpoint_hook(contextlib.nullcontext))  # hooks do not run in a recomputation
             if "torch._dynamo" in sys.modules:  # a graph of its own for this one forward would be a waste
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -124,14 +133,15 @@ class _FrozenState:
             for m in modules
             if m._buffers
         }
-        self.statistics = dict(self.buffers)
-        tracking = [m for m in modules if tracks_batches(m)]
-        self.held = bool(tracking) and is_sharded(modules)  # FSDP puts parameters in place itself
-        self.parameters: dict[nn.Module, dict[str, Any]] = {} if self.held else {m: m._parameters for m in tracking}
+        sharded = is_sharded(modules)  # FSDP puts parameters in place itself
+        self.cannot_follow = sharded and any(tracks_batches(m) for m in modules)
+        self.originals = {m: (m._parameters, self.buffers[m]) for m in modules if can_follow(m) and not sharded}
+        self.parameters: dict[nn.Module, dict[str, Any]] = {m: values for m, (values, _) in self.originals.items()}
 
-    def follow(self, m: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def follow(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Serve as a forward pre-hook of BatchNorm: from now on its statistics follow those of this input."""
-        self.parameters[m], self.buffers[m] = follow(m, inputs[0], self.statistics[m])
+        h = args[0] if args else kwargs["input"]
+        self.parameters[m], self.buffers[m] = follow(cast(Any, m).eps, h, *self.originals[m])
         self._swap(m)
 
     @contextlib.contextmanager
@@ -141,6 +151,9 @@ class _FrozenState:
         try:
             for m in self.modules:
                 self._freeze(m, undo)
+                if "attention_bias_cache" in m.__dict__:  # of timm's LeViT and others in eval mode: would keep a graph
+                    undo.append(_setter(m.__dict__, "attention_bias_cache", m.__dict__["attention_bias_cache"]))
+                    m.__dict__["attention_bias_cache"] = {}
             for m in self.buffers:
                 undo += [_setter(m.__dict__, name, m.__dict__[name]) for name in ("_buffers", "_parameters")]
                 self._swap(m)
@@ -184,21 +197,22 @@ def _no_autocast() -> Iterator[None]:
         yield
 
 
-def _recomputing_under(state: _FrozenState) -> type:
+def _recomputing_under(state: _FrozenState) -> Callable[[Any], Any]:
     # A non-reentrant checkpoint runs its forward again during backward, when the modules are back in train mode:
     # its recomputation is wrapped so that it sees the frozen state again.
-    class Hook(torch.utils.checkpoint._checkpoint_hook):
-        def __init__(self, frame: Any) -> None:
-            recompute = frame.recompute_fn
+    original = torch.utils.checkpoint._checkpoint_hook
 
-            def recompute_frozen(*args: Any) -> None:
-                with state.applied():
-                    recompute(*args)
+    def hook(frame: Any) -> Any:
+        recompute = frame.recompute_fn
 
-            frame.recompute_fn = recompute_frozen
-            super().__init__(frame)
+        def recompute_frozen(*args: Any) -> None:
+            with state.applied():
+                recompute(*args)
 
-    return Hook
+        frame.recompute_fn = recompute_frozen
+        return original(frame)
+
+    return hook
 
 
 @contextlib.contextmanager

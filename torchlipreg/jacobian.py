@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from torchlipreg.checks import check_count, check_norm, check_number, check_points
+from torchlipreg.checks import check_count, check_norm, check_number, check_points, check_values
 from torchlipreg.frozen import Function, fixed_function
 from torchlipreg.norms import batch_norm, dual_exponent, rescale
 
@@ -64,8 +64,8 @@ def operator_norm(
 
     Raises:
         TypeError: If ``x`` is not a floating tensor.
-        ValueError: If a norm is unknown, or computing it is NP-hard: ∞→1, ∞→2 and 2→1, unless f has a single
-            input or a single output.
+        ValueError: If ``x`` is not finite, a norm is unknown, or computing it is NP-hard: ∞→1, ∞→2 and 2→1, unless f
+            has a single input or a single output.
         RuntimeError: If a layer has no forward-mode derivative (2→2 only).
 
     References:
@@ -73,6 +73,7 @@ def operator_norm(
         operator norms have closed forms, and which are NP-hard).
     """
     check_points("x", x)
+    check_values(x, None)
     check_norm("input_norm", input_norm)
     check_norm("output_norm", output_norm)
     check_count("steps", steps)

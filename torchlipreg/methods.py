@@ -58,7 +58,7 @@ def draw_pairs(
     if settings.noise and not limit:
         x_prime = add_noise(pairs.x_prime, settings.noise, generator)
         pairs = PairSet(pairs.x if settings.fixed_x else add_noise(pairs.x, settings.noise, generator), x_prime)
-    return pairs if limit else pairs.clamp(settings.bounds)
+    return pairs if limit else pairs.clamp(settings.bounds, anchored=settings.fixed_x)
 
 
 def points_needed(radius: float | None) -> int:
@@ -148,12 +148,13 @@ def projection(settings: Settings, centre: Tensor, radius: float | None) -> Call
 
     def project(pairs: PairSet) -> PairSet:
         if radius == 0:
-            x = pairs.x if settings.bounds is None else pairs.x.clamp(*settings.bounds)
+            free = settings.bounds is not None and not settings.fixed_x
+            x = pairs.x.clamp(*settings.bounds) if free and settings.bounds else pairs.x
             return PairSet(x, x + rescale(pairs.x_prime - pairs.x, 1.0, p))
         if settings.method == "ptv" and radius is not None:
             moved = on_sphere(pairs, centre, radius, p)
             pairs = PairSet(pairs.x if settings.fixed_x else moved.x, moved.x_prime)
-        return pairs.clamp(settings.bounds)
+        return pairs.clamp(settings.bounds, anchored=settings.fixed_x)
 
     return project
 

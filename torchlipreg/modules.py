@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchlipreg.batchnorm import tracks_batches
+
 STOCHASTIC_RATES = ("p", "dropout", "drop_prob")  # nn.Dropout, nn.LSTM and nn.MultiheadAttention, timm's DropPath
 
 
@@ -78,8 +80,8 @@ def train_signature(model: Callable[[Tensor], Any]) -> tuple[bool, tuple[Any, ..
     """Describe how the model's training mode may differ from the fixed function.
 
     Returns:
-        Whether a stochastic rate is set in a training module (Dropout, stochastic depth), and a tuple that changes
-        with any training flag. Both read Python attributes only.
+        Whether a stochastic rate is set in a training module (Dropout, stochastic depth) or BatchNorm is in train
+        mode, and a tuple that changes with any training flag. Both read Python attributes only.
     """
     modules = [m for root in find_modules(unwrap(model)) for m in root.modules()]
     stochastic = any(
@@ -87,7 +89,7 @@ def train_signature(model: Callable[[Tensor], Any]) -> tuple[bool, tuple[Any, ..
         for m in modules
         for name in STOCHASTIC_RATES
     )
-    return stochastic, tuple(m.training for m in modules)
+    return stochastic or any(tracks_batches(m) for m in modules), tuple(m.training for m in modules)
 
 
 def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:

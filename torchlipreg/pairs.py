@@ -36,9 +36,11 @@ class PairSet(NamedTuple):
         """Return ‖xᵢ − x′ᵢ‖ₚ, shape (N,)."""
         return batch_norm(self.x_prime - self.x, p)
 
-    def clamp(self, bounds: tuple[float, float] | None) -> PairSet:
-        """Return the pairs with every coordinate in [lo, hi] (the bounded domain of Assumption 3)."""
-        return self if bounds is None else self.map(lambda z: z.clamp(*bounds))
+    def clamp(self, bounds: tuple[float, float] | None, *, anchored: bool = False) -> PairSet:
+        """Return the pairs with every coordinate in [lo, hi] (Assumption 3); an anchored x stays where it is."""
+        if bounds is None:
+            return self
+        return PairSet(self.x if anchored else self.x.clamp(*bounds), self.x_prime.clamp(*bounds))
 
     def where(self, keep: Tensor, other: PairSet) -> PairSet:
         """Return these pairs where ``keep``, shape (N,), is true, and the others elsewhere."""

@@ -256,5 +256,5 @@ class LipschitzPenalty:
         self.radius, self.weight, self._state = state["radius"], weight, loaded
 
     def _identity(self) -> dict[str, Any]:
-        names = ("method", "ascent", "input_norm", "num_pairs")
+        names = ("method", "ascent", "input_norm", "output_norm", "num_pairs")
         return {"version": STATE_VERSION, **{name: getattr(self.settings, name) for name in names}}

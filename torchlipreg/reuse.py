@@ -19,9 +19,9 @@ TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by le
 class OutputReuse:
     """Remembers whether ``model(x)``, as the loop computed it, equals the fixed function f(x).
 
-    It does if no Dropout or stochastic depth is active, the outputs are in full precision and carry a gradient, and
-    a forward of the fixed function gives the same values. The values are compared once for each new set of training
-    flags and shapes; train-mode BatchNorm, for one, fails the comparison.
+    It does if no Dropout, stochastic depth or train-mode BatchNorm is active, the outputs are in full precision and
+    carry a gradient, and a forward of the fixed function gives the same values. The values are compared once for each
+    new set of training flags and shapes.
 
     Attributes:
         verdict: True or False after the last look, None before.
@@ -60,26 +60,32 @@ class OutputReuse:
         Raises:
             ValueError: If ``y`` has another shape than f(x).
         """
-        usable = self._exact and y.requires_grad and y.dtype in (torch.float32, torch.float64)
+        # With a gradient to x, as from embeddings, f(x) would pull at x while x′ holds still: recomputed, it does not.
+        usable = self._exact and y.requires_grad and not x.requires_grad
+        usable = usable and y.dtype in (torch.float32, torch.float64)
         signature = (self._mode, usable, tuple(x.shape[1:]), tuple(y.shape[1:]))
         if signature != self._signature:
-            different = self._differs(f, x, y) or not usable  # the shapes are compared in any case
-            self.verdict = not bool(largest(torch.tensor(float(different), device=x.device)))
-            self._signature = signature
+            different, blank = self._compare(f, x, y)  # the shapes are compared in any case
+            seen = torch.tensor([different or not usable, blank], dtype=torch.float32, device=x.device)
+            different, blank = (bool(flag) for flag in largest(seen).tolist())
+            self.verdict = not (different or blank)
+            self._signature = None if blank else signature  # zeros of a fresh last layer prove nothing: look again
         return bool(self.verdict)
 
     @staticmethod
-    def _differs(f: Function, x: Tensor, y: Tensor) -> bool:
+    def _compare(f: Function, x: Tensor, y: Tensor) -> tuple[bool, bool]:
+        """Say whether the values differ, and whether they are all zero."""
         if len(x) == 0:  # the other ranks run a forward
             f(x.new_zeros(1, *x.shape[1:]))
-            return False
+            return False, False
         exact = f(x.detach()).detach()  # not under no_grad, for which torch.compile would make another graph
         if exact.shape != y.shape:
             raise ValueError(
                 f"Expected argument `outputs` to be model(x), of shape {tuple(exact.shape)}, but got "
                 f"{tuple(y.shape)}. Pass what the model returned for this `x`, or leave `outputs` out."
             )
-        return not bool((exact - y.detach()).abs().max() <= TOLERANCE * exact.abs().max())
+        scale = float(exact.abs().max())
+        return not float((exact - y.detach()).abs().max()) <= TOLERANCE * scale, scale == 0
 
 
 def select_outputs(outputs: Any, output: Callable[[Any], Any] | None, batch_size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,11 +70,14 @@ class PenaltyState:
         saw, self._nonfinite = self._nonfinite is not None and bool(self._nonfinite), None
         return saw
 
-    def warn_once(self, message: str, *, stacklevel: int = 3) -> None:
+    def warn_once(self, message: str) -> None:
         """Warn, pointing at the line that called the penalty, unless the message was given before."""
         if message not in self.warned:
             self.warned.add(message)
-            warnings.warn(message, stacklevel=stacklevel)
+            level, frame = 1, sys._getframe()
+            while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torchlipreg."):
+                level, frame = level + 1, frame.f_back
+            warnings.warn(message, stacklevel=level)
 
     def generator(self, device: torch.device, seed: int) -> torch.Generator:
         """Return the penalty's own generator, whose numbers depend on the seed, the rank and the count of calls alone.
@@ -95,8 +99,7 @@ class PenaltyState:
         if self._gathered is None and world_size() > 1 and self.stuck is not None:
             self.warn_once(
                 "`state_dict()` holds the pairs of this rank only: those of the others will start anew. Call "
-                "`penalty.synchronize()` on every rank just before.",
-                stacklevel=4,
+                "`penalty.synchronize()` on every rank just before."
             )
         return {
             "calls": self.calls,
@@ -138,9 +141,9 @@ class PenaltyState:
         own = _deal(state["ranks"], state["owner"])
         pairs = None if own["pairs"] is None else PairSet(**own["pairs"])
         ascent = {name: PairSet(**value) for name, value in own["ascent"].items()}
-        return cls(
-            state["calls"], state["floor"], pairs, ascent, stuck=own["stuck"], estimate=state["estimate"].clone()
-        )
+        # Where a rank has no pairs yet, all ranks look at their next batch as at the first, together.
+        floor = state["floor"] if _enough_for_all(state["ranks"], state["owner"]) else None
+        return cls(state["calls"], floor, pairs, ascent, stuck=own["stuck"], estimate=state["estimate"].clone())
 
     def _local(self) -> dict[str, Any]:
         if self.stuck is None or self.pairs is None:
@@ -161,6 +164,15 @@ NOTHING: dict[str, Any] = {"pairs": None, "ascent": {}, "stuck": None}
 def _copy(pairs: PairSet) -> dict[str, Tensor]:
     # To the CPU: a pickled CUDA tensor would come back on the other rank's device.
     return {"x": pairs.x.to("cpu", copy=True), "x_prime": pairs.x_prime.to("cpu", copy=True)}
+
+
+def _enough_for_all(ranks: list[dict[str, Any]], owner: list[int] | None) -> bool:
+    counts = [0 if r["pairs"] is None else len(r["stuck"]) for r in ranks]
+    if not any(counts):
+        return True  # tv and ptv save none
+    if len(ranks) == world_size() or (owner is not None and owner[1] == world_size()):
+        return all(counts) and len(ranks) == world_size()
+    return sum(counts) >= world_size()
 
 
 def _deal(ranks: list[dict[str, Any]], owner: list[int] | None) -> dict[str, Any]:

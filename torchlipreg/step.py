@@ -90,7 +90,7 @@ class Step:
             pairs, memory = start(settings, known, state.stuck, batch, rule, radius, self.generator)
 
             followed = f.follow_statistics(self._reference(pairs, points))
-            if f.holds_statistics:
+            if f.cannot_follow:
                 state.warn_once(
                     "BatchNorm in train mode under FSDP: its statistics are held constant, and the penalty may drive "
                     "activations away from them. Use DDP, another norm, or BatchNorm in eval mode."
@@ -134,7 +134,7 @@ class Step:
         x: Tensor,
         outputs: Any,
         chosen: Tensor | None,
-        known: Tensor | None,
+        followed: Tensor | None,
     ) -> Tensor:
         if outputs is not None:
             y = select_outputs(outputs, self.settings.output, len(x))
@@ -142,7 +142,7 @@ class Step:
                 if len(x) == 0:
                     return y.new_zeros(len(points), *y.shape[1:])
                 return y if chosen is None else y[chosen]
-        return f(points) if known is None else known
+        return f(points) if followed is None else followed
 
     def _reduce(self, q: Tensor, valid: Tensor | None = None) -> Tensor:
         power = self.settings.power
