@@ -47,6 +47,7 @@ def main(epochs=5):
         if dist.get_rank() == 0:
             print(f"epoch {epoch + 1}: loss {loss.item():.3f}, Lipschitz estimate {penalty.estimate.item():.3g}")
 
+    dist.barrier()  # none leaves while another still talks to it
     dist.destroy_process_group()
 
 
