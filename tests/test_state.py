@@ -287,3 +287,18 @@ def test_memory_is_flat_over_200_steps(method, radius):
         if i in (5, 100, 199):
             counts.append(tensors())
     assert len(set(counts)) == 1
+
+
+@pytest.mark.parametrize(("ranks", "looks_again"), [(1, False), (2, False), (3, True)])
+def test_all_ranks_look_at_the_next_batch_together_if_one_of_them_has_no_pairs(monkeypatch, ranks, looks_again):
+    penalty = penalty_of("max", num_pairs=2)
+    penalty(mlp(), torch.randn(8, 6))
+    state = penalty.state_dict()
+    monkeypatch.setattr("torchlipreg.state.world_size", lambda: ranks)
+    floors = []
+    for rank in range(ranks):
+        monkeypatch.setattr("torchlipreg.state.rank", lambda rank=rank: rank)
+        loaded = penalty_of("max", num_pairs=2)
+        loaded.load_state_dict(state)
+        floors.append(loaded._state.floor)
+    assert floors == [None if looks_again else state["floor"]] * ranks
