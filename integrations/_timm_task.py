@@ -114,10 +114,7 @@ class LipschitzTask(TrainingTask):
                 f"Expected `get_eval_model()` of {type(self).__name__} to return its model, but got "
                 f"{type(model).__name__}: define it, or set `trainable_module`."
             )
-        core = unwrap(model)
-        if isinstance(core, torch.jit.ScriptModule):
-            raise TypeError("A scripted model cannot be held in a fixed state. Use torch.compile (--torchcompile).")
-        return cast(nn.Module, core)
+        return cast(nn.Module, unwrap(model))
 
     def prepare_distributed(self, device_ids: list[Any] | None = None, **ddp_kwargs: Any) -> TrainingTask:
         """Wrap the trainable module in DDP, as the task does, also where ``device_ids`` name the CPU.

@@ -14,8 +14,8 @@ def tracks_batches(m: nn.Module) -> bool:
 
 
 def can_follow(m: nn.Module) -> bool:
-    """Say whether a norm in train mode takes its statistics over the batch, and keeps its parameters in plain sight."""
-    return tracks_batches(m) and isinstance(m, nn.modules.batchnorm._BatchNorm) and "weight" in m._parameters
+    """Say whether a norm takes its statistics over the batch, and keeps its parameters in plain sight."""
+    return isinstance(m, nn.modules.batchnorm._BatchNorm) and "weight" in m._parameters
 
 
 def follow(

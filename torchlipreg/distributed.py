@@ -110,12 +110,12 @@ def check_parallelism(model: Any) -> None:
         return
     sharded = False
     for module in model.modules():
-        if module.__dict__.get("_sync_gradients") is False and torch.is_grad_enabled():
+        if _is_fsdp1(module) and module.__dict__["_sync_gradients"] is False and torch.is_grad_enabled():
             raise RuntimeError(
                 "FullyShardedDataParallel (FSDP1) cannot take a penalty under no_sync(): it fails in backward. "
                 "Accumulate gradients without no_sync(), or shard with fully_shard (FSDP2)."
             )
-        sharded = sharded or hasattr(module, "set_requires_gradient_sync")  # FSDP2
+        sharded = sharded or _is_fsdp2(module)
         for parameter in module._parameters.values():
             if hasattr(parameter, "ds_id"):
                 raise RuntimeError(
@@ -131,7 +131,7 @@ def check_parallelism(model: Any) -> None:
 
 def check_forward_mode(model: Any) -> None:
     """Raise RuntimeError where the limit ε → 0 would crash the process: FSDP1 has no forward-mode derivative."""
-    if isinstance(model, nn.Module) and any("_sync_gradients" in module.__dict__ for module in model.modules()):
+    if isinstance(model, nn.Module) and any(map(_is_fsdp1, model.modules())):
         raise RuntimeError(
             "FullyShardedDataParallel (FSDP1) cannot compute the limit ε → 0 (radius 0, or under what its dtype "
             "resolves). Use a larger `radius` and full precision, or shard with fully_shard (FSDP2)."
@@ -201,4 +201,12 @@ def gather_objects(value: Any) -> list[Any]:
 
 def is_sharded(modules: Iterable[nn.Module]) -> bool:
     """Say whether FSDP (1 or 2) shards one of the modules, and so puts parameters in place in its forward."""
-    return any(hasattr(m, "set_requires_gradient_sync") or "_sync_gradients" in m.__dict__ for m in modules)
+    return any(_is_fsdp1(m) or _is_fsdp2(m) for m in modules)
+
+
+def _is_fsdp1(m: nn.Module) -> bool:
+    return "_sync_gradients" in m.__dict__
+
+
+def _is_fsdp2(m: nn.Module) -> bool:
+    return hasattr(m, "set_requires_gradient_sync")

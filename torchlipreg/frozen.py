@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from torchlipreg.batchnorm import can_follow, follow, tracks_batches
 from torchlipreg.checks import check_output
 from torchlipreg.distributed import is_sharded
-from torchlipreg.modules import find_modules, parameter_dtype, unwrap
+from torchlipreg.modules import all_modules, parameter_dtype, unwrap
 
 Function = Callable[[Tensor], Tensor]
 
@@ -51,7 +51,7 @@ def fixed_function(
     core = unwrap(model)
     if eager:
         core = getattr(core, "_orig_mod", core)
-    modules = list({id(m): m for root in find_modules(core) for m in root.modules()}.values())
+    modules = all_modules(core)
     if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
         raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
     state = _FrozenState(modules, eager)
@@ -133,9 +133,10 @@ class _FrozenState:
             for m in modules
             if m._buffers
         }
-        sharded = is_sharded(modules)  # FSDP puts parameters in place itself
-        self.cannot_follow = sharded and any(tracks_batches(m) for m in modules)
-        self.originals = {m: (m._parameters, self.buffers[m]) for m in modules if can_follow(m) and not sharded}
+        tracking = [m for m in modules if tracks_batches(m)]
+        self.cannot_follow = bool(tracking) and is_sharded(modules)  # FSDP puts parameters in place itself
+        following = [] if self.cannot_follow else [m for m in tracking if can_follow(m)]
+        self.originals = {m: (m._parameters, self.buffers[m]) for m in following}
         self.parameters: dict[nn.Module, dict[str, Any]] = {m: values for m, (values, _) in self.originals.items()}
 
     def follow(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -151,9 +152,6 @@ class _FrozenState:
         try:
             for m in self.modules:
                 self._freeze(m, undo)
-                if "attention_bias_cache" in m.__dict__:  # of timm's LeViT and others in eval mode: would keep a graph
-                    undo.append(_setter(m.__dict__, "attention_bias_cache", m.__dict__["attention_bias_cache"]))
-                    m.__dict__["attention_bias_cache"] = {}
             for m in self.buffers:
                 undo += [_setter(m.__dict__, name, m.__dict__[name]) for name in ("_buffers", "_parameters")]
                 self._swap(m)
@@ -177,8 +175,9 @@ class _FrozenState:
             frozen["forward"] = values["_original_forward"]
         if self.eager and m._compiled_call_impl is not None:  # m.compile(), in place
             frozen["_compiled_call_impl"] = None
+        frozen["attention_bias_cache"] = {}  # of timm's LeViT and others, filled in eval mode: would keep a graph
         for name, value in frozen.items():
-            if name in values and values[name] != value:  # OptimizedModule has no flag of its own
+            if name in values and values[name] is not value:  # OptimizedModule has no flag of its own
                 undo.append(_setter(values, name, values[name]))
                 values[name] = value
 

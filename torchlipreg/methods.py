@@ -148,8 +148,7 @@ def projection(settings: Settings, centre: Tensor, radius: float | None) -> Call
 
     def project(pairs: PairSet) -> PairSet:
         if radius == 0:
-            free = settings.bounds is not None and not settings.fixed_x
-            x = pairs.x.clamp(*settings.bounds) if free and settings.bounds else pairs.x
+            x = pairs.x if settings.bounds is None or settings.fixed_x else pairs.x.clamp(*settings.bounds)
             return PairSet(x, x + rescale(pairs.x_prime - pairs.x, 1.0, p))
         if settings.method == "ptv" and radius is not None:
             moved = on_sphere(pairs, centre, radius, p)

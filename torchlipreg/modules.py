@@ -67,12 +67,17 @@ def _uses(value: Any) -> list[Any]:
     return [v for v in value if isinstance(v, nn.Module)]
 
 
+def all_modules(model: Callable[..., Any]) -> list[nn.Module]:
+    """Return each module that a model is or uses, submodules included, once."""
+    return list({id(m): m for root in find_modules(unwrap(model)) for m in root.modules()}.values())
+
+
 def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
     """Return the dtype in which the fixed function computes: that of the parameters, or float32 or more without.
 
     Under FSDP's own mixed precision it is the policy's: parameters are gathered in it, and that cannot be switched off.
     """
-    modules = [m for root in find_modules(unwrap(model)) for m in root.modules()]
+    modules = all_modules(model)
     return _sharding_dtype(modules) or parameter_dtype(modules) or torch.promote_types(x.dtype, torch.float32)
 
 
@@ -83,7 +88,7 @@ def train_signature(model: Callable[[Tensor], Any]) -> tuple[bool, tuple[Any, ..
         Whether a stochastic rate is set in a training module (Dropout, stochastic depth) or BatchNorm is in train
         mode, and a tuple that changes with any training flag. Both read Python attributes only.
     """
-    modules = [m for root in find_modules(unwrap(model)) for m in root.modules()]
+    modules = all_modules(model)
     stochastic = any(
         m.training and isinstance(rate := m.__dict__.get(name), (int, float)) and rate > 0
         for m in modules
