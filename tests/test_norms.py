@@ -25,6 +25,18 @@ def test_norm_is_that_of_a_plain_loop(shape, p):
 
 
 @pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_norm_and_gradient_are_those_of_the_slower_vector_norm(p, dtype, tolerance):
+    v = torch.cat([draw((6, 30), dtype), torch.tensor([[3.0, -3.0] + 28 * [0.0], 30 * [0.0]], dtype=dtype)])
+    v.requires_grad_()
+    weights = torch.arange(8, dtype=dtype)
+    results = []
+    for norm in (batch_norm(v, p), torch.linalg.vector_norm(v, p, dim=1)):
+        results.append((norm, torch.autograd.grad((weights * norm).sum(), v)[0]))
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("p", NORMS)
 def test_norm_has_a_zero_gradient_at_zero(p):
     v = torch.zeros(2, 3, requires_grad=True)
     assert torch.equal(torch.autograd.grad(batch_norm(v, p).sum(), v)[0], torch.zeros(2, 3))

@@ -54,7 +54,7 @@ class PairSet(NamedTuple):
 
 def all_finite(x: Tensor) -> Tensor:
     """Return, for each row of x, shape (N, *), whether all its coordinates are finite: shape (N,)."""
-    return batch_norm(x, math.inf).isfinite()  # one pass over x instead of three
+    return batch_norm(x, math.inf) < math.inf  # false for NaN too; x.isfinite().all() takes ten times as long on a CPU
 
 
 def draw_from_data(x: Tensor, num_pairs: int, generator: torch.Generator) -> PairSet:
