@@ -106,7 +106,7 @@ def test_without_gradients_or_training_there_is_nothing_to_follow(batch):
     net = build()
     for context, mode in ((torch.no_grad(), True), (torch.enable_grad(), False)):
         with context, fixed_function(net.train(mode)) as f:
-            assert f.follow_statistics(batch) is None
+            assert not f.follows
 
 
 @pytest.mark.parametrize("method", ["max", "tv"])

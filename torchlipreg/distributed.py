@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+# Models whose parameters were looked at: in each call that would be a walk over all of them.
+_HOLDS_FSDP1: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def world_size() -> int:
@@ -108,13 +112,20 @@ def check_parallelism(model: Any) -> None:
     """
     if not (isinstance(model, nn.Module) and dist.is_available() and dist.is_initialized()):
         return
-    sharded = False
-    for module in model.modules():
-        if _is_fsdp1(module) and module.__dict__["_sync_gradients"] is False and torch.is_grad_enabled():
+    if model not in _HOLDS_FSDP1:
+        _check_parameters(model)
+        _HOLDS_FSDP1[model] = any(map(_is_fsdp1, model.modules()))
+    if _HOLDS_FSDP1[model] and torch.is_grad_enabled():
+        if any(_is_fsdp1(m) and m.__dict__["_sync_gradients"] is False for m in model.modules()):
             raise RuntimeError(
                 "FullyShardedDataParallel (FSDP1) cannot take a penalty under no_sync(): it fails in backward. "
                 "Accumulate gradients without no_sync(), or shard with fully_shard (FSDP2)."
             )
+
+
+def _check_parameters(model: nn.Module) -> None:
+    sharded = False
+    for module in model.modules():
         sharded = sharded or _is_fsdp2(module)
         for parameter in module._parameters.values():
             if hasattr(parameter, "ds_id"):
@@ -129,9 +140,9 @@ def check_parallelism(model: Any) -> None:
                 )
 
 
-def check_forward_mode(model: Any) -> None:
+def check_forward_mode(modules: Iterable[nn.Module]) -> None:
     """Raise RuntimeError where the limit ε → 0 would crash the process: FSDP1 has no forward-mode derivative."""
-    if isinstance(model, nn.Module) and any(map(_is_fsdp1, model.modules())):
+    if any(map(_is_fsdp1, modules)):
         raise RuntimeError(
             "FullyShardedDataParallel (FSDP1) cannot compute the limit ε → 0 (radius 0, or under what its dtype "
             "resolves). Use a larger `radius` and full precision, or shard with fully_shard (FSDP2)."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.utils.checkpoint
@@ -14,10 +14,25 @@ from torch.utils.hooks import RemovableHandle
 
 from torchlipreg.batchnorm import can_follow, follow, tracks_batches
 from torchlipreg.checks import check_output
-from torchlipreg.distributed import is_sharded
-from torchlipreg.modules import all_modules, parameter_dtype, unwrap
+from torchlipreg.distributed import check_forward_mode, is_sharded
+from torchlipreg.modules import all_modules, parameter_dtype, train_signature, unwrap
 
 Function = Callable[[Tensor], Tensor]
+AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
+
+
+class AsFound(NamedTuple):
+    """The model outside of the context of :func:`fixed_function`: where its forward may differ from the fixed one.
+
+    Attributes:
+        inexact: Dropout, stochastic depth or BatchNorm is in train mode.
+        training: The training flag of each module.
+        autocast: Types of the devices for which autocast was on.
+    """
+
+    inexact: bool
+    training: list[bool]
+    autocast: list[str]
 
 
 @contextlib.contextmanager
@@ -54,15 +69,22 @@ def fixed_function(
     modules = all_modules(core)
     if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
         raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
+    if eager:
+        check_forward_mode(modules)
+    found = AsFound(*train_signature(modules), [d for d in AUTOCAST_DEVICES if torch.is_autocast_enabled(d)])
     state = _FrozenState(modules, eager)
     # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
     hook = contextlib.nullcontext if eager else _recomputing_under(state)
-    with state.applied(), _no_autocast(), _checkpoint_hook(hook):
-        yield FixedFunction(core, default_output if output is None else output, parameter_dtype(modules), state)
+    with state.applied(), _no_autocast(found.autocast), _checkpoint_hook(hook):
+        yield FixedFunction(core, default_output if output is None else output, parameter_dtype(modules), state, found)
 
 
 class FixedFunction:
-    """The model as a function of its input, while the context of :func:`fixed_function` lasts."""
+    """The model as a function of its input, while the context of :func:`fixed_function` lasts.
+
+    Attributes:
+        found: The model outside of the context.
+    """
 
     def __init__(
         self,
@@ -70,35 +92,41 @@ class FixedFunction:
         select: Callable[[Any], Any],
         dtype: torch.dtype | None,
         state: _FrozenState,
+        found: AsFound,
     ) -> None:
-        self._core, self._select, self._dtype, self._state = core, select, dtype, state
+        self._core, self._select, self._dtype, self._state, self.found = core, select, dtype, state, found
+        self._is_compiled = isinstance(getattr(core, "_orig_mod", None), nn.Module) or bool(
+            getattr(core, "_compiled_call_impl", None)
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return f(x), shape (N, *), with gradients to x and to the parameters."""
-        z = x.to(self._dtype, copy=True) if self._dtype else x.clone()
-        core = self._core
-        if isinstance(getattr(core, "_orig_mod", None), nn.Module) or getattr(core, "_compiled_call_impl", None):
+        z = x.clone() if self._dtype in (None, x.dtype) else x.to(self._dtype)
+        if self._is_compiled:
             torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
         y = check_output(self._select(self._core(z)), len(x))
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+
+    @property
+    def follows(self) -> bool:
+        """Whether :meth:`follow_statistics` has anything to do: a BatchNorm in train mode, and gradients."""
+        return bool(self._state.parameters) and torch.is_grad_enabled()
 
     @property
     def cannot_follow(self) -> bool:
         """Whether the statistics of train-mode BatchNorm cannot follow the parameters, because FSDP shards these."""
         return self._state.cannot_follow
 
-    def follow_statistics(self, x: Tensor) -> Tensor | None:
+    def follow_statistics(self, x: Tensor) -> Tensor:
         """Let the running statistics of train-mode BatchNorm follow the parameters: see :func:`batchnorm.follow`.
 
         Args:
             x: Data points, shape (N, *), over which the batch's statistics are taken.
 
         Returns:
-            f(x), or None if there is nothing to follow and so nothing was computed.
+            f(x).
         """
         state = self._state
-        if not state.parameters or not torch.is_grad_enabled():
-            return None
         with contextlib.ExitStack() as stack:
             for m in state.parameters:
                 stack.enter_context(_removed(m.register_forward_pre_hook(state.follow, with_kwargs=True)))
@@ -148,51 +176,50 @@ class _FrozenState:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Put the frozen values in place, and the modules' own ones back on leaving."""
-        undo: list[Callable[[], None]] = []
+        undo: list[tuple[dict[str, Any], str, Any]] = []
         try:
             for m in self.modules:
                 self._freeze(m, undo)
             for m in self.buffers:
-                undo += [_setter(m.__dict__, name, m.__dict__[name]) for name in ("_buffers", "_parameters")]
+                undo += [(m.__dict__, name, m.__dict__[name]) for name in ("_buffers", "_parameters")]
                 self._swap(m)
             yield
         finally:
-            for restore in reversed(undo):
-                restore()
+            for values, name, value in reversed(undo):
+                values[name] = value
 
     def _swap(self, m: nn.Module) -> None:
         m.__dict__["_buffers"] = dict(self.buffers[m])
         if m in self.parameters:
             m.__dict__["_parameters"] = self.parameters[m]
 
-    def _freeze(self, m: nn.Module, undo: list[Callable[[], None]]) -> None:
+    def _freeze(self, m: nn.Module, undo: list[tuple[dict[str, Any], str, Any]]) -> None:
         values = m.__dict__
-        if isinstance(m, nn.RNNBase):  # cuDNN's RNN backward needs train mode, so its dropout goes instead
-            frozen: dict[str, Any] = {"training": True, "dropout": 0.0}
-        else:  # the flag, not eval(): an overridden train() may edit weights, as LoRA's merge does
-            frozen = {"training": False}
-        if "_original_forward" in values:  # Accelerate's mixed precision enters autocast inside model.forward
-            frozen["forward"] = values["_original_forward"]
-        if self.eager and m._compiled_call_impl is not None:  # m.compile(), in place
-            frozen["_compiled_call_impl"] = None
-        frozen["attention_bias_cache"] = {}  # of timm's LeViT and others, filled in eval mode: would keep a graph
-        for name, value in frozen.items():
-            if name in values and values[name] is not value:  # OptimizedModule has no flag of its own
-                undo.append(_setter(values, name, values[name]))
+
+        def put(name: str, value: Any) -> None:
+            old = values.get(name, value)  # OptimizedModule has no flag of its own
+            if old is not value:
+                undo.append((values, name, old))
                 values[name] = value
 
-
-def _setter(target: dict[str, Any], name: str, value: Any) -> Callable[[], None]:
-    return lambda: target.__setitem__(name, value)
+        if isinstance(m, nn.RNNBase):  # cuDNN's RNN backward needs train mode, so its dropout goes instead
+            put("training", True)
+            put("dropout", 0.0)
+        else:  # the flag, not eval(): an overridden train() may edit weights, as LoRA's merge does
+            put("training", False)
+        if "_original_forward" in values:  # Accelerate's mixed precision enters autocast inside model.forward
+            put("forward", values["_original_forward"])
+        if self.eager:
+            put("_compiled_call_impl", None)  # of m.compile(), in place
+        put("attention_bias_cache", {})  # of timm's LeViT and others, filled in eval mode: would keep a graph
 
 
 @contextlib.contextmanager
-def _no_autocast() -> Iterator[None]:
+def _no_autocast(devices: list[str]) -> Iterator[None]:
     # Rounding to bfloat16 makes the quotient of a close pair many times too large.
     with contextlib.ExitStack() as stack:
-        for device in ("cpu", "cuda", "xpu", "mps"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 

@@ -69,7 +69,10 @@ def _uses(value: Any) -> list[Any]:
 
 def all_modules(model: Callable[..., Any]) -> list[nn.Module]:
     """Return each module that a model is or uses, submodules included, once."""
-    return list({id(m): m for root in find_modules(unwrap(model)) for m in root.modules()}.values())
+    model = unwrap(model)
+    if isinstance(model, nn.Module):
+        return list(model.modules())
+    return list({id(m): m for root in find_modules(model) for m in root.modules()}.values())
 
 
 def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
@@ -81,20 +84,20 @@ def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
     return _sharding_dtype(modules) or parameter_dtype(modules) or torch.promote_types(x.dtype, torch.float32)
 
 
-def train_signature(model: Callable[[Tensor], Any]) -> tuple[bool, tuple[Any, ...]]:
-    """Describe how the model's training mode may differ from the fixed function.
+def train_signature(modules: list[nn.Module]) -> tuple[bool, list[bool]]:
+    """Describe how modules in training may differ from the fixed function.
 
     Returns:
         Whether a stochastic rate is set in a training module (Dropout, stochastic depth) or BatchNorm is in train
-        mode, and a tuple that changes with any training flag. Both read Python attributes only.
+        mode, and the training flags. Both read Python attributes only.
     """
-    modules = all_modules(model)
+    training = [m for m in modules if m.training]
     stochastic = any(
-        m.training and isinstance(rate := m.__dict__.get(name), (int, float)) and rate > 0
-        for m in modules
+        isinstance(rate := m.__dict__.get(name), (int, float)) and rate > 0
+        for m in training
         for name in STOCHASTIC_RATES
     )
-    return stochastic or any(tracks_batches(m) for m in modules), tuple(m.training for m in modules)
+    return stochastic or any(map(tracks_batches, training)), [m.training for m in modules]
 
 
 def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from torchlipreg.checks import check_output
 from torchlipreg.distributed import largest
-from torchlipreg.frozen import Function, default_output
-from torchlipreg.modules import train_signature
+from torchlipreg.frozen import FixedFunction, default_output
 
 TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
 
@@ -29,25 +28,12 @@ class OutputReuse:
 
     def __init__(self) -> None:
         self.verdict: bool | None = None
-        self._exact = False
-        self._mode: tuple[Any, ...] = ()
         self._signature: tuple[Any, ...] | None = None
 
-    def note_mode(self, model: Callable[[Tensor], Any], x: Tensor) -> None:
-        """Note how the loop's forward may differ from the fixed function. To be called outside of it.
-
-        Args:
-            model: The model as the loop calls it.
-            x: The loop's inputs, shape (N, *).
-        """
-        stochastic, flags = train_signature(model)
-        autocast = torch.is_autocast_enabled(x.device.type)
-        self._exact, self._mode = not (stochastic or autocast), (stochastic, autocast, flags)
-
-    def allowed(self, f: Function, x: Tensor, y: Tensor) -> bool:
+    def allowed(self, f: FixedFunction, x: Tensor, y: Tensor) -> bool:
         """Say whether ``y`` may be used for f(x).
 
-        Reads tensor values only when the mode that was noted, or a shape, differs from the last call's.
+        Reads tensor values only when the model's training flags, autocast or a shape differ from the last call's.
 
         Args:
             f: The model as a fixed function.
@@ -61,9 +47,10 @@ class OutputReuse:
             ValueError: If ``y`` has another shape than f(x).
         """
         # With a gradient to x, as from embeddings, f(x) would pull at x while x′ holds still: recomputed, it does not.
-        usable = self._exact and y.requires_grad and not x.requires_grad
+        found = f.found
+        usable = not (found.inexact or x.device.type in found.autocast) and y.requires_grad and not x.requires_grad
         usable = usable and y.dtype in (torch.float32, torch.float64)
-        signature = (self._mode, usable, tuple(x.shape[1:]), tuple(y.shape[1:]))
+        signature = (found, usable, x.shape[1:], y.shape[1:])
         if signature != self._signature:
             different, blank = self._compare(f, x, y)  # the shapes are compared in any case
             seen = torch.tensor([different or not usable, blank], dtype=torch.float32, device=x.device)
@@ -73,7 +60,7 @@ class OutputReuse:
         return bool(self.verdict)
 
     @staticmethod
-    def _compare(f: Function, x: Tensor, y: Tensor) -> tuple[bool, bool]:
+    def _compare(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool]:
         """Say whether the values differ, and whether they are all zero."""
         if len(x) == 0:  # the other ranks run a forward
             f(x.new_zeros(1, *x.shape[1:]))

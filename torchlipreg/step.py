@@ -12,8 +12,8 @@ from torch import Tensor
 
 from torchlipreg.ascent import ascend
 from torchlipreg.checks import check_values
-from torchlipreg.distributed import check_forward_mode, largest_or_raise, reduce_max, reduce_mean
-from torchlipreg.frozen import Function, fixed_function
+from torchlipreg.distributed import largest_or_raise, reduce_max, reduce_mean
+from torchlipreg.frozen import FixedFunction, fixed_function
 from torchlipreg.methods import ascent_rule, check_size, choose_points, is_stuck, projection, start
 from torchlipreg.modules import compute_dtype
 from torchlipreg.norms import batch_norm, per_row
@@ -62,8 +62,6 @@ class Step:
         points = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
         floor = self._first_look(model, points) if state.floor is None else state.floor
         radius = 0.0 if self.radius is not None and self.radius < floor else self.radius
-        if radius == 0:
-            check_forward_mode(model)
         quotients = partial(
             pair_quotients,
             input_norm=settings.input_norm,
@@ -72,12 +70,10 @@ class Step:
             limit=radius == 0,
         )
         known = state.on(x.device)
-        if outputs is not None:
-            self.reuse.note_mode(model, x)
-
         with fixed_function(model, settings.output, eager=radius == 0) as f:
             if known is not None and not self.moves:
-                f.follow_statistics(self._reference(known[0], points))
+                if f.follows:
+                    f.follow_statistics(self._reference(known[0], points))
                 return self._reduce(quotients(f, known[0]), state.counts)
             chosen = choose_points(settings, points, self.generator)
             batch = points if chosen is None else points[chosen]
@@ -89,7 +85,7 @@ class Step:
             rule = ascent_rule(settings, batch, radius)
             pairs, memory = start(settings, known, state.stuck, batch, rule, radius, self.generator)
 
-            followed = f.follow_statistics(self._reference(pairs, points))
+            followed = f.follow_statistics(self._reference(pairs, points)) if f.follows else None
             if f.cannot_follow:
                 state.warn_once(
                     "BatchNorm in train mode under FSDP: its statistics are held constant, and the penalty may drive "
@@ -130,7 +126,7 @@ class Step:
     def _outputs_at(
         self,
         points: Tensor,
-        f: Function,
+        f: FixedFunction,
         x: Tensor,
         outputs: Any,
         chosen: Tensor | None,

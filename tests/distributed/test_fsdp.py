@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import sys
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from torchlipreg import LipschitzPenalty
+from torchlipreg import LipschitzPenalty, distributed
 
 pytest.importorskip("torch.distributed.fsdp", reason="needs torch.distributed.fsdp")
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
@@ -132,6 +133,18 @@ def refuse(rank):
     zero3.weight.ds_id = 0  # what DeepSpeed adds to a parameter that it shards
     with pytest.raises(RuntimeError, match="ZeRO-3"):
         penalty(zero3, x)
+
+
+def look_once(rank):
+    net, x, penalty = Net("group"), batch(rank, dtype=torch.float32), build("tv")
+    with patch.object(distributed, "_check_parameters") as check_parameters:
+        for model in (net, net, nn.parallel.DistributedDataParallel(net)):
+            penalty(model, x)
+    assert check_parameters.call_count == 2
+
+
+def test_a_model_s_parameters_are_looked_at_in_its_first_call_only(two):
+    two.run(look_once)
 
 
 def test_what_cannot_work_says_so_at_once(two):
