@@ -5,13 +5,12 @@ from pyautoattack import AutoAttack
 from secmlt.adv.backends import Backends
 from secmlt.adv.evasion.perturbation_models import LpPerturbationModels
 from secmlt.adv.evasion.pgd import PGD
-from torch import nn
 
 
-def pgd(model, x, y, epsilon, steps=20, step_size=None):
-    """Projected gradient ascent on the cross-entropy, each pixel within ±ε."""
+def pgd(model, x, y, epsilon, steps=20, step_size=None, norm=LpPerturbationModels.LINF):
+    """Projected gradient ascent on the cross-entropy, each image within ε in the norm: "linf" or "l2"."""
     attack = PGD(
-        perturbation_model=LpPerturbationModels.LINF,
+        perturbation_model=norm,
         epsilon=epsilon,
         num_steps=steps + 1,  # secml-torch returns the best point it has evaluated, which its last step's is not
         step_size=step_size or epsilon / 4,
@@ -26,14 +25,18 @@ def fgsm(model, x, y, epsilon):
     return pgd(model, x, y, epsilon, steps=1, step_size=epsilon)
 
 
-def gaussian_noise(model, x, y, sigma):
+def gaussian_noise(model, x, y, sigma, bounds=(0, 1)):
     generator = torch.Generator().manual_seed(0)
-    return (x + sigma * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+    noisy = x + sigma * torch.randn(x.shape, generator=generator)
+    return noisy if bounds is None else noisy.clamp(*bounds)
 
 
-def autoattack(model, x, y, epsilon):
-    """Accuracy under the standard AutoAttack: two gradient attacks, one of minimum norm, one without gradients."""
-    images = x.unflatten(1, (1, 8, 8))  # its gradient-free part wants channels, rows and columns
-    attack = AutoAttack(nn.Sequential(nn.Flatten(), model), norm="Linf", eps=epsilon, seed=0, version="standard")
-    perturbed, _ = attack.run_standard_evaluation(images, y, batch_size=len(x))
-    return (model(perturbed.flatten(1)).argmax(1) == y).float().mean().item()
+def autoattack(model, x, y, epsilon, norm="linf", attacks=None, batch_size=250):
+    """The standard AutoAttack on images (N, channels, rows, columns), or only `attacks` of its four.
+
+    They are two gradient attacks (apgd-ce, apgd-t), one of minimum norm (fab-t) and one without gradients (square).
+    """
+    chosen = {"version": "standard"} if attacks is None else {"version": "custom", "attacks": list(attacks)}
+    attack = AutoAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=epsilon, seed=0, **chosen)
+    perturbed, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
+    return perturbed.detach()

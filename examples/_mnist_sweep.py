@@ -1,0 +1,123 @@
+"""Trainings and their measures, one after another or on several processes, each result kept in a file of its own.
+
+A sweep that was stopped goes on where it was. A recipe or a measure whose settings have changed is run anew.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from _mnist_data import build, load
+from _mnist_evaluation import MEASURES, SETTINGS, accuracy
+from _mnist_recipes import Recipe
+from _mnist_training import BATCH, LEARNING_RATE, number_of_epochs, train
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model, and what is to be measured of it."""
+
+    network: str
+    name: str
+    recipe: Recipe
+    seed: int
+    measures: tuple
+    data: str
+    split: str
+    quick: bool
+    out: Path
+
+    @property
+    def path(self):
+        return self.out / f"{self.network}-{self.name}-{self.seed}.json"
+
+    def settings(self):
+        epochs = number_of_epochs(self.network, self.quick)
+        training = {"epochs": epochs, "batch": BATCH, "learning_rate": LEARNING_RATE}
+        return self.recipe.settings() | training | {"split": self.split, "quick": self.quick}
+
+    def fingerprint(self):
+        words = json.dumps([self.network, self.seed, self.settings()], sort_keys=True)
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+    def record(self):
+        """What is stored of this job: nothing where its recipe has changed since."""
+        record = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return record if record.get("fingerprint") == self.fingerprint() else {}
+
+    def missing(self):
+        done = self.record().get("done", {})
+        return [measure for measure in self.measures if done.get(measure) != SETTINGS[measure]]
+
+
+def run(job):
+    """Train where no model is stored, measure what is missing, and say what came out."""
+    torch.set_num_threads(1)
+    data = load(job.data, job.split, job.quick)
+    weights = job.path.with_suffix(".pt")
+    record = job.record()
+    if record and weights.exists():
+        model = build(job.network, job.quick).eval().requires_grad_(False)
+        model.load_state_dict(torch.load(weights, weights_only=True))
+    else:
+        start = time.perf_counter()
+        model = train(job.network, job.recipe, job.seed, data, job.quick)
+        values = {"train seconds": round(time.perf_counter() - start, 1)}
+        values["train accuracy"] = accuracy(model, data.train_x[:10_000], data.train_y[:10_000])
+        record = {"fingerprint": job.fingerprint(), "settings": job.settings(), "values": values, "done": {}}
+        write(weights, lambda path: torch.save(model.state_dict(), path))
+    for measure in job.missing():
+        start = time.perf_counter()
+        found = MEASURES[measure](model, data.x, data.y, job.quick)
+        record["values"] |= {name: round(value, 6) for name, value in found.items()}
+        record["values"][f"{measure} seconds"] = round(time.perf_counter() - start, 1)
+        record["done"][measure] = SETTINGS[measure]
+        write_json(job.path, record)
+    return record["values"]
+
+
+def sweep(jobs, workers):
+    """Run what is not done yet, in the order given, and tell of each as it ends."""
+    todo = [job for job in jobs if job.missing()]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="model") as bar:
+        for job, values in _results(todo, workers):
+            shown = ("clean", "pgd linf 0.1", "apgd linf 0.1", "autoattack linf 0.1")
+            numbers = ", ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)
+            bar.write(f"{job.network}, {job.recipe.label}, seed {job.seed}: {numbers}")
+            bar.update()
+
+
+def _results(jobs, workers):
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            yield job, run(job)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        running = {pool.submit(run, job): job for job in jobs}
+        try:
+            for future in as_completed(running):
+                yield running[future], future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def write_json(path, content):
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write(path, save):
+    """The whole file or none, also where the process is killed meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    save(part)
+    os.replace(part, path)

@@ -1,0 +1,70 @@
+"""One training run of the MNIST experiment, step by step."""
+
+from collections import deque
+
+import torch
+from _mnist_data import build
+from _rivals import plain
+
+from torchlipreg import DiscrepancyWeight, LipschitzPenalty, RadiusDecay
+
+LEARNING_RATE = 1e-3
+BATCH = 128
+EPOCHS = {"mlp": 5, "conv": 3}
+QUICK_EPOCHS = 30  # of few steps
+RUNNING = 25  # steps between those of the discrepancy principle, which is told their accuracy
+
+
+class Training:
+    def __init__(self, network, recipe, seed, quick=False):
+        torch.manual_seed(seed)
+        self.recipe = recipe
+        self.model = build(network, quick)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
+        self.batches = torch.Generator().manual_seed(seed)  # the same for every recipe, whatever it draws itself
+        self.penalty = self.discrepancy = self.radius_decay = None
+        if recipe.penalty is not None:
+            self.penalty = LipschitzPenalty(**{"seed": seed} | recipe.penalty)
+        if recipe.discrepancy is not None:
+            self.discrepancy = DiscrepancyWeight(self.penalty, **recipe.discrepancy)
+        if recipe.radius_decay is not None:
+            self.radius_decay = RadiusDecay(self.penalty, **recipe.radius_decay)
+        self.hits = deque(maxlen=RUNNING)
+        self.steps = 0
+
+    def step(self, x, y):
+        self.optimizer.zero_grad()
+        self._loss(x, y).backward()
+        self.optimizer.step()
+        self.steps += 1
+        if self.discrepancy is not None and self.steps % RUNNING == 0:
+            self.discrepancy.step(sum(self.hits) / len(self.hits))
+
+    def _loss(self, x, y):
+        if self.penalty is None:
+            return self.recipe.loss(self.model, x, y, **self.recipe.arguments)
+        if self.recipe.loss is not plain:  # its outputs are not those of the clean images
+            return self.recipe.loss(self.model, x, y, **self.recipe.arguments) + self.penalty(self.model, x)
+        outputs = self.model(x)
+        if self.discrepancy is not None:
+            self.hits.append((outputs.argmax(1) == y).float().mean().item())
+        return torch.nn.functional.cross_entropy(outputs, y) + self.penalty(self.model, x, outputs)
+
+    def epoch(self, x, y):
+        rows = torch.randperm(len(x), generator=self.batches)
+        for batch in rows[: len(x) - len(x) % BATCH].split(BATCH):
+            self.step(x[batch], y[batch])
+        if self.radius_decay is not None:
+            self.radius_decay.step()
+
+
+def number_of_epochs(network, quick):
+    return QUICK_EPOCHS if quick else EPOCHS[network]
+
+
+def train(network, recipe, seed, data, quick):
+    """A trained model in eval mode whose parameters want no gradient, as evaluations like it."""
+    training = Training(network, recipe, seed, quick)
+    for _ in range(number_of_epochs(network, quick)):
+        training.epoch(data.train_x, data.train_y)
+    return training.model.eval().requires_grad_(False)

@@ -1,0 +1,83 @@
+"""Train on MNIST in many ways, attack what came out: the report's tables 1 to 3 and figures 8 to 10, and more.
+
+    python examples/mnist_robustness.py --data FOLDER --seeds 3 --workers 2
+
+A stopped sweep goes on where it was. `--quick` does the same on scikit-learn's digits within two minutes.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from _mnist_evaluation import MEASURES
+from _mnist_recipes import RECIPES
+from _mnist_sweep import Job, sweep
+
+QUICK_RECIPES = ["plain", "fgsm", "tv", "max", "tv-warmup"]
+QUICK_MEASURES = ["curves", "norms", "apgd"]
+
+
+def options_from(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = list(dict.fromkeys(name for recipes in RECIPES.values() for name in recipes))
+    data = os.environ.get("TORCHLIPREG_DATA", "out/data")
+    parser.add_argument("--data", default=data, help="folder of MNIST's files (default: TORCHLIPREG_DATA or out/data)")
+    parser.add_argument("--out", type=Path, help="where each model's numbers are kept (default: out/mnist-SPLIT)")
+    parser.add_argument("--networks", type=_list_of(RECIPES), default=list(RECIPES), help="default: mlp,conv")
+    parser.add_argument("--recipes", type=_list_of(names), help=f"of {','.join(names)}; default: all")
+    parser.add_argument("--measures", type=_list_of(MEASURES), help=f"of {','.join(MEASURES)}; default: all")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--split", choices=["test", "validation"], default="test", help="images to judge by")
+    parser.add_argument("--quick", action="store_true", help="digits, small networks, one seed, no full AutoAttack")
+    options = parser.parse_args(arguments)
+    options.recipes = options.recipes or (QUICK_RECIPES if options.quick else names)
+    options.measures = options.measures or (QUICK_MEASURES if options.quick else list(MEASURES))
+    if options.out is None:
+        options.out = Path("out/mnist" + ("-quick" if options.quick else "") + f"-{options.split}")
+    return options
+
+
+def _list_of(names):
+    def split(text):
+        chosen = text.split(",")
+        if unknown := set(chosen) - set(names):
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: not among {', '.join(names)}")
+        return chosen
+
+    return split
+
+
+def all_jobs(options, measures):
+    """Seed by seed, so that a part of the sweep is of use."""
+    return [
+        Job(
+            network,
+            name,
+            RECIPES[network][name],
+            seed,
+            measures,
+            options.data,
+            options.split,
+            options.quick,
+            options.out,
+        )
+        for seed in range(1 if options.quick else options.seeds)
+        for network in options.networks
+        for name in options.recipes
+        if name in RECIPES[network]
+    ]
+
+
+def main(arguments=None):
+    options = options_from(arguments)
+    torch.set_num_threads(1)  # so small networks gain little from more, and workers would be in one another's way
+    # Two jobs of one model never run at once: the costly judge comes when all else is there.
+    for measures in ([measure for measure in options.measures if measure != "autoattack"], ["autoattack"]):
+        if set(measures) & set(options.measures):
+            sweep(all_jobs(options, tuple(measures)), options.workers)
+
+
+if __name__ == "__main__":
+    main()
