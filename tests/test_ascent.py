@@ -8,7 +8,7 @@ import torch
 
 from torchlipreg.ascent import Adam, Momentum, Nesterov, Power, ascend, on_sphere, where_state
 from torchlipreg.norms import batch_norm
-from torchlipreg.objective import pair_quotients
+from torchlipreg.objective import pair_differences, pair_quotients
 from torchlipreg.pairs import PairSet
 
 NORMS = [1, 2, math.inf]
@@ -30,8 +30,9 @@ def draw_pairs(n=5, dim=4):
 
 def climb(pairs, rule, steps, *, f=f, p=2, q=2, anchored=False, project=lambda z: z, state=None):
     def objective(z):
-        hold = isinstance(rule, Power)
-        return pair_quotients(f, z, input_norm=p, output_norm=q, floor=1e-12, limit=False, hold_distance=hold) ** 2
+        if isinstance(rule, Power):
+            return batch_norm(pair_differences(f, z, limit=False), q)
+        return quotients(z, f, p, q) ** 2
 
     state = rule.start(pairs) if state is None else state
     return ascend(pairs, state, rule, objective, steps=steps, anchored=anchored, project=project)

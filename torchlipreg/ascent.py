@@ -1,8 +1,9 @@
-"""Ascent on the squared difference quotient: power steps, SGD with momentum, Nesterov, Adam.
+"""Ascent on the difference quotient: power steps, SGD with momentum, Nesterov, Adam.
 
 ``ascend`` is the loop; a rule is one step of it. A rule's state is a dict of pair sets, one entry per pair (a
 number per pair is a column of shape (N, 1, …)), so that pairs can be re-seeded, saved and dealt out to ranks one by
-one. The quotient is squared because q² is differentiable on level sets f(x) = f(x′), where q is not (Property 15).
+one. Gradient rules climb q², which is differentiable on level sets f(x) = f(x′), where q is not (Property 15). Power
+steps keep the distance and look at the gradient's direction only: for them ‖f(x) − f(x′)‖ does as well.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from torchlipreg.norms import per_row, rescale, steepest_direction
 from torchlipreg.pairs import PairSet
 
-Objective = Callable[[PairSet], Tensor]  # pairs -> qᵢ², shape (N,)
+Objective = Callable[[PairSet], Tensor]  # pairs -> what each of them climbs, shape (N,)
 State = dict[str, PairSet]
 
 
@@ -51,7 +52,7 @@ def ascend(
         pairs: Starting pairs, shape (N, *).
         state: The rule's state.
         rule: How to step.
-        objective: From pairs to qᵢ², shape (N,), each row depending on its own pair only.
+        objective: From pairs to what each climbs, shape (N,): qᵢ², or ‖f(xᵢ) − f(x′ᵢ)‖ for power steps.
         steps: How many steps.
         anchored: Keep x fixed; only x′ moves.
         project: Back to the domain after each step.
@@ -87,7 +88,7 @@ class Power:
 
     v ← direction(Jᵀ(f(x + εv) − f(x))): the power method for the local operator norm, in the dual norm of the
     input's. An anchored pair turns around x, a free one around its midpoint, and both keep their distance. The
-    objective holds the distance constant, so its gradient is that of ‖f(x) − f(x′)‖².
+    objective to hand in is ‖f(x) − f(x′)‖: its gradient has the direction of q²'s at a constant distance.
 
     Attributes:
         input_norm: 1, 2 or ``math.inf``.

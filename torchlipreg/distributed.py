@@ -25,45 +25,41 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def reduce_mean(values: Tensor, valid: Tensor, extreme: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean of the valid values of all ranks, with the gradient that data parallelism expects.
+def reduce_mean(total: Tensor, count: Tensor, extreme: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean of the values of all ranks, with the gradient that data parallelism expects.
 
     Collective: one gather of three numbers per rank. Ranks may hold different counts. The value is the same on every
     rank; its gradient is W · (local sum) / (global count), so that averaging gradients over the W ranks gives the
     gradient of the global mean.
 
     Args:
-        values: Shape (N,).
-        valid: Which of them count, shape (N,), bool.
+        total: Sum of this rank's values, 0-dim.
+        count: Number of this rank's values, 0-dim, floating.
         extreme: A detached number of this rank, 0-dim, whose largest over all ranks is wanted as well.
 
     Returns:
-        The mean, 0-dim, 0 if nothing is valid; and the largest ``extreme``, 0-dim.
+        The mean, 0-dim, 0 if there are no values; and the largest ``extreme``, 0-dim.
     """
-    count = valid.sum(dtype=values.dtype)
-    local = torch.where(valid, values, 0).sum()
     if world_size() == 1:
-        return local / count.clamp_min(1), extreme
-    sums, counts, extremes = _gather(torch.stack([local.detach(), count, extreme])).unbind(1)
-    total = counts.sum().clamp_min(1)
-    return _with_value(world_size() * local / total, sums.sum() / total), extremes.amax()
+        return total / count.clamp_min(1), extreme
+    totals, counts, extremes = _gather(torch.stack([total.detach(), count, extreme])).unbind(1)
+    count = counts.sum().clamp_min(1)
+    return _with_value(world_size() * total / count, totals.sum() / count), extremes.amax()
 
 
-def reduce_max(values: Tensor, valid: Tensor) -> Tensor:
-    """Return the largest valid value of all ranks, with the gradient that data parallelism expects.
+def reduce_max(values: Tensor) -> Tensor:
+    """Return the largest value of all ranks, with the gradient that data parallelism expects.
 
     Collective: one gather of one number per rank. The first rank that holds the maximum contributes W times its own,
     the others zero, so that averaging gradients over the W ranks gives the gradient of the global maximum.
 
     Args:
-        values: Shape (N,), non-negative.
-        valid: Which of them count, shape (N,), bool.
+        values: Shape (N,), N ≥ 1.
 
     Returns:
-        The maximum, 0-dim; 0 if nothing is valid.
+        The maximum, 0-dim.
     """
-    largest = torch.where(valid, values, 0)
-    local = largest.gather(0, largest.argmax(0, keepdim=True)).squeeze(0)  # one owner also among equal values
+    local = values.gather(0, values.argmax(0, keepdim=True)).squeeze(0)  # one owner also among equal values
     if world_size() == 1:
         return local
     maxima = _gather(local.detach().unsqueeze(0)).squeeze(1)

@@ -13,7 +13,7 @@ from torchlipreg.checks import check_bounds, check_count, check_norm, check_numb
 from torchlipreg.frozen import fixed_function
 from torchlipreg.modules import compute_dtype
 from torchlipreg.norms import batch_norm, rescale
-from torchlipreg.objective import pair_quotients
+from torchlipreg.objective import pair_differences
 from torchlipreg.pairs import PairSet, draw_from_data, draw_in_ball
 from torchlipreg.quotient import distance_floor
 
@@ -123,18 +123,10 @@ def _largest_quotient(
 
         def objective(pairs: PairSet) -> Tensor:
             nonlocal found
-            q = pair_quotients(
-                f,
-                pairs,
-                fx,
-                input_norm=input_norm,
-                output_norm=output_norm,
-                floor=floor,
-                limit=limit,
-                hold_distance=True,
-            )
-            found = torch.maximum(found, q.detach().amax())
-            return q**2
+            height = batch_norm(pair_differences(f, pairs, fx, limit=limit), output_norm)
+            distance = pairs.distance(input_norm).clamp_min(torch.finfo(x.dtype).tiny if limit else floor)
+            found = torch.maximum(found, (height / distance).detach().amax())
+            return height
 
         rule = Power(input_norm, anchored=True)
         pairs, _ = ascend(pairs, {}, rule, objective, steps=steps, anchored=True, project=project)

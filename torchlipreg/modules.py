@@ -92,12 +92,9 @@ def train_signature(modules: list[nn.Module]) -> tuple[bool, list[bool]]:
         mode, and the training flags. Both read Python attributes only.
     """
     training = [m for m in modules if m.training]
-    stochastic = any(
-        isinstance(rate := m.__dict__.get(name), (int, float)) and rate > 0
-        for m in training
-        for name in STOCHASTIC_RATES
-    )
-    return stochastic or any(map(tracks_batches, training)), [m.training for m in modules]
+    rates = (m.__dict__.get(name) for m in training for name in STOCHASTIC_RATES)
+    differs = any(map(tracks_batches, training)) or any(isinstance(r, (int, float)) and r > 0 for r in rates)
+    return differs, [m.training for m in modules]
 
 
 def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:

@@ -1,4 +1,4 @@
-"""What the ascent climbs and the penalty reduces: the quotients of a pair set, finite or in the limit ε → 0."""
+"""What the ascent climbs and the penalty reduces: differences and quotients of a pair set, or their limit ε → 0."""
 
 from __future__ import annotations
 
@@ -11,31 +11,17 @@ from torchlipreg.pairs import PairSet
 from torchlipreg.quotient import quotient
 
 
-def pair_quotients(
-    f: Function,
-    pairs: PairSet,
-    fx: Tensor | None = None,
-    *,
-    input_norm: float,
-    output_norm: float,
-    floor: float,
-    limit: bool,
-    hold_distance: bool = False,
-) -> Tensor:
-    """Return the quotient of each pair, with gradients to the pairs and to the parameters of f.
+def pair_differences(f: Function, pairs: PairSet, fx: Tensor | None = None, *, limit: bool) -> Tensor:
+    """Return f(x′) − f(x) of each pair, with gradients to the pairs and to the parameters of f.
 
     Args:
         f: The model as a fixed function.
         pairs: Pairs, shape (N, *).
         fx: f(pairs.x) if it is known already, shape (N, *).
-        input_norm: 1, 2 or ``math.inf``.
-        output_norm: 1, 2 or ``math.inf``.
-        floor: Smallest distance that counts.
-        limit: The limit ε → 0: ‖J v‖ / ‖v‖ with v = x′ − x.
-        hold_distance: Treat ‖x′ − x‖ as a constant, for steps that keep it.
+        limit: The limit ε → 0: J v with v = x′ − x.
 
     Returns:
-        Quotients, shape (N,).
+        Differences, shape (N, *).
 
     Raises:
         ValueError: If the output does not depend on f's input or parameters in a differentiable way.
@@ -52,10 +38,33 @@ def pair_quotients(
             "Expected the model's output to carry a gradient, but it has none: look for detach(), no_grad() or "
             "inference tensors inside `model` or `output`."
         )
+    return difference
+
+
+def pair_quotients(
+    f: Function,
+    pairs: PairSet,
+    fx: Tensor | None = None,
+    *,
+    input_norm: float,
+    output_norm: float,
+    floor: float,
+    limit: bool,
+) -> Tensor:
+    """Return the quotient of each pair, with gradients to the pairs and to the parameters of f.
+
+    Args:
+        f: The model as a fixed function.
+        pairs: Pairs, shape (N, *).
+        fx: f(pairs.x) if it is known already, shape (N, *).
+        input_norm: 1, 2 or ``math.inf``.
+        output_norm: 1, 2 or ``math.inf``.
+        floor: Smallest distance that counts.
+        limit: The limit ε → 0: ‖J v‖ / ‖v‖ with v = x′ − x.
+
+    Returns:
+        Quotients, shape (N,).
+    """
+    difference = pair_differences(f, pairs, fx, limit=limit)
     distance = pairs.distance(input_norm)
-    return quotient(
-        difference,
-        distance.detach() if hold_distance else distance,
-        torch.finfo(distance.dtype).tiny if limit else floor,
-        output_norm,
-    )
+    return quotient(difference, distance, torch.finfo(distance.dtype).tiny if limit else floor, output_norm)

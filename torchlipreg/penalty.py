@@ -157,7 +157,7 @@ class LipschitzPenalty:
         """
         if self._state.saw_nonfinite():
             warnings.warn(
-                "A batch held NaN or infinity: those rows were left out of the penalty, the pairs stayed as they were.",
+                "A batch held NaN or infinity: those rows were left out of the penalty, persistent pairs stayed put.",
                 stacklevel=2,
             )
         return self._state.estimate

@@ -42,7 +42,7 @@ class PenaltyState:
     stuck: Tensor | None = None
     estimate: Tensor = field(default_factory=lambda: torch.zeros(()))
     warned: set[str] = field(default_factory=set)
-    _nonfinite: Tensor | None = None
+    _finite: Tensor | None = None
     _generator: torch.Generator | None = None
     _gathered: list[dict[str, Any]] | None = None
 
@@ -53,21 +53,18 @@ class PenaltyState:
         return self.pairs.to(device), {name: value.to(device) for name, value in self.ascent.items()}
 
     def advance(self, pairs: PairSet, ascent: State, counts: Tensor | None, finite: Tensor, floor: float) -> None:
-        """Note the outcome of a call; if its batch was not finite (0-dim bool), earlier pairs of the shape stay."""
-        earlier = self.on(pairs.x.device)
+        """Note the outcome of a call; if its batch was not finite (0-dim bool), earlier persistent pairs stay."""
+        earlier = self.on(pairs.x.device) if counts is None else None
         if earlier is not None and earlier[0].x.shape == pairs.x.shape:
             keep = finite.expand(len(pairs.x))
             pairs, ascent = pairs.where(keep, earlier[0]), where_state(keep, ascent, earlier[1])
-            if counts is not None and self.counts is not None:
-                counts = torch.where(keep, counts, self.counts.to(keep.device))
-        bad = ~finite
-        self._nonfinite = bad if self._nonfinite is None else bad | self._nonfinite.to(bad.device)
+        self._finite = finite if self._finite is None else finite & self._finite.to(finite.device)
         self.calls, self.floor, self.pairs, self.ascent, self.counts = self.calls + 1, floor, pairs, ascent, counts
         self._gathered = None
 
     def saw_nonfinite(self) -> bool:
         """Say whether a batch since the last time of asking was not finite. Synchronises with the GPU."""
-        saw, self._nonfinite = self._nonfinite is not None and bool(self._nonfinite), None
+        saw, self._finite = self._finite is not None and not bool(self._finite), None
         return saw
 
     def warn_once(self, message: str) -> None:

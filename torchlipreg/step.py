@@ -17,7 +17,7 @@ from torchlipreg.frozen import FixedFunction, fixed_function
 from torchlipreg.methods import ascent_rule, check_size, choose_points, is_stuck, projection, start
 from torchlipreg.modules import compute_dtype
 from torchlipreg.norms import batch_norm, per_row
-from torchlipreg.objective import pair_quotients
+from torchlipreg.objective import pair_differences, pair_quotients
 from torchlipreg.pairs import PairSet, all_finite
 from torchlipreg.quotient import distance_floor
 from torchlipreg.reuse import OutputReuse, select_outputs
@@ -59,95 +59,104 @@ class Step:
             The value, with a gradient to the parameters.
         """
         settings, state = self.settings, self.state
-        points = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
+        points = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         floor = self._first_look(model, points) if state.floor is None else state.floor
-        radius = 0.0 if self.radius is not None and self.radius < floor else self.radius
+        limit = self.radius is not None and self.radius < floor
+        radius = 0.0 if limit else self.radius
         quotients = partial(
             pair_quotients,
             input_norm=settings.input_norm,
             output_norm=settings.output_norm,
             floor=floor,
-            limit=radius == 0,
+            limit=limit,
         )
         known = state.on(x.device)
-        with fixed_function(model, settings.output, eager=radius == 0) as f:
+
+        with fixed_function(model, settings.output, eager=limit) as f:
             if known is not None and not self.moves:
-                if f.follows:
-                    f.follow_statistics(self._reference(known[0], points))
+                self._follow(f, known[0], points)
                 return self._reduce(quotients(f, known[0]), state.counts)
             chosen = choose_points(settings, points, self.generator)
             batch = points if chosen is None else points[chosen]
-            finite = counts = all_finite(batch)
-            if not settings.persistent:
-                batch = _where_finite(batch)
+            finite = all_finite(batch)
+            counts = None if settings.persistent else finite
+            if counts is not None:
+                batch = _zero_unless(finite, batch)
                 if len(batch) == 0:  # a rank without data takes part in each forward and collective all the same
                     batch, counts = batch.new_zeros(1, *batch.shape[1:]), finite.new_zeros(1)
             rule = ascent_rule(settings, batch, radius)
             pairs, memory = start(settings, known, state.stuck, batch, rule, radius, self.generator)
 
-            followed = f.follow_statistics(self._reference(pairs, points)) if f.follows else None
-            if f.cannot_follow:
-                state.warn_once(
-                    "BatchNorm in train mode under FSDP: its statistics are held constant, and the penalty may drive "
-                    "activations away from them. Use DDP, another norm, or BatchNorm in eval mode."
-                )
+            followed = self._follow(f, pairs, points)
             fx = None
-            if settings.fixed_x and radius != 0:
-                fx = self._outputs_at(pairs.x, f, x, outputs, chosen, followed)
-                fx = torch.where(per_row(counts, fx), fx, 0)
+            if settings.fixed_x and not limit:
+                fx = self._reused(f, x, outputs, chosen, counts)
+                if fx is None:
+                    fx = f(pairs.x) if followed is None else followed
             if self.moves:
-                anchor = None if fx is None else fx.detach()
                 pairs, memory = ascend(
                     pairs,
                     memory,
                     rule,
-                    lambda z: quotients(f, z, anchor, hold_distance=settings.ascent == "power") ** 2,
+                    self._objective(f, None if fx is None else fx.detach(), quotients, limit),
                     steps=settings.ascent_steps,
-                    anchored=settings.fixed_x or (radius == 0 and settings.ascent == "power"),
+                    anchored=settings.fixed_x or (limit and settings.ascent == "power"),
                     project=projection(settings, batch, radius),
                 )
             q = quotients(f, pairs, fx)
 
-        value = self._reduce(q, None if settings.persistent else counts)
+        value = self._reduce(q, counts)
         if self.moves:
-            if not settings.persistent:
-                state.advance(pairs, {}, counts, finite.all(), floor)
-            else:
-                state.advance(pairs, memory, None, finite.all(), floor)
-                state.stuck = is_stuck(pairs, q.detach(), 0.0 if radius == 0 else floor, settings.input_norm)
+            state.advance(pairs, memory, counts, finite.all(), floor)
+            if settings.persistent:
+                state.stuck = is_stuck(pairs, q.detach(), 0.0 if limit else floor, settings.input_norm)
         return value
 
-    def _reference(self, pairs: PairSet, points: Tensor) -> Tensor:
-        """Return as many data points as there are pairs, over which train-mode BatchNorm takes its statistics."""
+    def _follow(self, f: FixedFunction, pairs: PairSet, points: Tensor) -> Tensor | None:
+        """Let train-mode BatchNorm take its statistics over data points, as many as there are pairs; return f there."""
+        if f.cannot_follow:
+            self.state.warn_once(
+                "BatchNorm in train mode under FSDP: its statistics are held constant, and the penalty may drive "
+                "activations away from them. Use DDP, another norm, or BatchNorm in eval mode."
+            )
+        if not f.follows:
+            return None
         if self.settings.fixed_x or len(points) == 0:
-            return pairs.x
-        return _where_finite(points[: len(pairs.x)])
+            return f.follow_statistics(pairs.x)
+        points = points[: len(pairs.x)]
+        return f.follow_statistics(_zero_unless(all_finite(points), points))
 
-    def _outputs_at(
-        self,
-        points: Tensor,
-        f: FixedFunction,
-        x: Tensor,
-        outputs: Any,
-        chosen: Tensor | None,
-        followed: Tensor | None,
-    ) -> Tensor:
-        if outputs is not None:
-            y = select_outputs(outputs, self.settings.output, len(x))
-            if self.reuse.allowed(f, x, y):
-                if len(x) == 0:
-                    return y.new_zeros(len(points), *y.shape[1:])
-                return y if chosen is None else y[chosen]
-        return f(points) if followed is None else followed
+    def _reused(
+        self, f: FixedFunction, x: Tensor, outputs: Any, chosen: Tensor | None, counts: Tensor | None
+    ) -> Tensor | None:
+        """Return f(x) from the loop's outputs, 0 in rows that do not count; None if they cannot serve."""
+        if outputs is None or counts is None:
+            return None
+        y = select_outputs(outputs, self.settings.output, len(x))
+        if not self.reuse.allowed(f, x, y):
+            return None
+        if len(y) == 0:
+            return y.new_zeros(len(counts), *y.shape[1:])
+        return _zero_unless(counts, y if chosen is None else y[chosen])
 
-    def _reduce(self, q: Tensor, valid: Tensor | None = None) -> Tensor:
+    def _objective(
+        self, f: FixedFunction, anchor: Tensor | None, quotients: Callable[..., Tensor], limit: bool
+    ) -> Callable[[PairSet], Tensor]:
+        """Return what the ascent climbs: see :mod:`torchlipreg.ascent`."""
+        if self.settings.ascent != "power":
+            return lambda pairs: quotients(f, pairs, anchor).square()
+        return lambda pairs: batch_norm(pair_differences(f, pairs, anchor, limit=limit), self.settings.output_norm)
+
+    def _reduce(self, q: Tensor, counts: Tensor | None) -> Tensor:
+        """Return the penalty's value from the quotients, those that do not count left out, and note the largest."""
         power = self.settings.power
-        valid = torch.ones_like(q, dtype=torch.bool) if valid is None else valid.to(q.device)
+        q = q if counts is None else _zero_unless(counts.to(q.device), q)
         if self.settings.method == "max":
-            maximum = reduce_max(q, valid)
+            maximum = reduce_max(q)
             self.state.estimate = maximum.detach()
-            return maximum**power
-        value, self.state.estimate = reduce_mean(q**power, valid, torch.where(valid, q.detach(), 0).amax())
+            return maximum.pow(power)
+        count = q.new_full((), len(q)) if counts is None else counts.sum(dtype=q.dtype)
+        value, self.state.estimate = reduce_mean(q.pow(power).sum(), count, q.detach().amax())
         return value
 
     def _first_look(self, model: Callable[[Tensor], Any], points: Tensor) -> float:
@@ -169,5 +178,6 @@ class Step:
         return floor
 
 
-def _where_finite(x: Tensor) -> Tensor:
-    return torch.where(per_row(all_finite(x), x), x, 0)
+def _zero_unless(keep: Tensor, x: Tensor) -> Tensor:
+    """Return a copy of x, shape (N, *), with zeros in the rows where ``keep``, shape (N,), is false."""
+    return torch.where(per_row(keep, x), x, 0)
