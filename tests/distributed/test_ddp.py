@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -24,7 +23,10 @@ from data_parallel import (
     union_gradient,
 )
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 WRAPPERS = {
     "plain": DDP,
@@ -193,26 +195,72 @@ def test_ranks_draw_different_pairs_from_one_seed(two, method):
     two.run(draw, method)
 
 
-def count_collectives(rank, method):
-    model, penalty, calls = DDP(Net("batch").double()), build(method), []
-    names = [n for n in dir(dist) if n.startswith(("all_", "broadcast", "reduce", "gather", "scatter", "barrier"))]
-    with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-            original = getattr(dist, name)
-            if callable(original):
-                patch.setattr(dist, name, partial(lambda f, *a, **k: (calls.append(a), f(*a, **k))[1], original))
-        counts = []
-        for step in range(5):
-            y = model(x := batch(rank, step))
-            calls.clear()
-            penalty(model, x, y)
-            counts.append(len(calls))
-            assert all(a[1].numel() <= 3 for a in calls)
-    return counts
+class Collectives(TorchDispatchMode):
+    """Notes, for each collective that starts inside, the bytes that this rank gives, and those of all it touches."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.seen.append([t.nbytes for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)])
+        return func(*args, **(kwargs or {}))
 
 
+def large_net():
+    blocks = [nn.Sequential(nn.Linear(n, 256), nn.BatchNorm1d(256), nn.Tanh()) for n in (16, 256, 256, 256)]
+    return nn.Sequential(nn.Flatten(), *blocks, nn.Linear(256, 100))
+
+
+def count_collectives(rank, method, size):
+    """Return, step by step, what the penalty's call gathers and what the backward reduces, with and without it."""
+    model = DDP((Net("batch") if size == "tiny" else large_net()).double(), bucket_cap_mb=0.5)
+    buckets = []
+
+    def hook(state, bucket):
+        buckets.append(bucket.buffer().nbytes)
+        return default_hooks.allreduce_hook(state, bucket)
+
+    model.register_comm_hook(None, hook)
+    penalty, steps = build(method), []
+    for step in range(5):
+        task_loss(model(x := batch(rank, step))).backward()
+        without, buckets = buckets, []
+        y = model(x)
+        with Collectives() as calls:
+            value = penalty(model, x, y)
+        (task_loss(y) + value).backward()
+        steps.append((calls.seen, buckets, without))
+        buckets = []
+    return steps
+
+
+@pytest.mark.parametrize("size", ["tiny", "large"])
 @pytest.mark.parametrize("method", METHODS)
-def test_one_collective_of_a_few_numbers_per_step(pool, method):
-    for counts in pool.run(count_collectives, method):
-        assert counts[0] <= 3
-        assert counts[1:] == [1] * 4
+def test_one_collective_of_a_few_numbers_per_step(pool, method, size):
+    largest = 3 * 8  # bytes: three numbers, of float64 here
+    for steps in pool.run(count_collectives, method, size):
+        first, *later = [gathered for gathered, _, _ in steps]
+        assert len(first) <= 3  # the first look at batch and model
+        assert [len(gathered) for gathered in later] == [1] * 4
+        for table, row in first + [call for gathered in later for call in gathered]:
+            assert row <= largest
+            assert table == pool.size * row
+        for _, with_penalty, without in steps[1:]:  # DDP settles its buckets in the first
+            assert with_penalty == without  # the gradients of both terms travel together
+            assert without
+
+
+def gather_twice(rank):
+    with Collectives() as calls:
+        dist.all_reduce(torch.zeros(2))
+        gather(torch.zeros(10))
+    return [sum(sizes) for sizes in calls.seen]
+
+
+def test_the_count_sees_every_collective(two):
+    for seen in two.run(gather_twice):
+        assert len(seen) == 3  # objects travel with their sizes ahead
+        assert seen[0] == 8
+        assert seen[2] > 2 * 40
