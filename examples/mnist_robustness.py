@@ -10,9 +10,13 @@ import os
 from pathlib import Path
 
 import torch
+from _mnist_data import load
 from _mnist_evaluation import MEASURES
 from _mnist_recipes import RECIPES
-from _mnist_sweep import Job, sweep
+from _mnist_results import collect, command_line, read, save, timing_path
+from _mnist_sweep import Job, sweep, write_json
+from _mnist_tables import print_tables
+from _mnist_timing import relative_step_times
 
 QUICK_RECIPES = ["plain", "fgsm", "tv", "max", "tv-warmup"]
 QUICK_MEASURES = ["curves", "norms", "apgd"]
@@ -30,12 +34,18 @@ def options_from(arguments):
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="images to judge by")
+    parser.add_argument(
+        "--timing", action="store_true", help="take the step times again, with the machine otherwise idle"
+    )
+    parser.add_argument("--collect", action="store_true", help="train and measure nothing, show what is there")
+    parser.add_argument("--results", type=Path, help="where tables and figures go (default: OUT/results)")
     parser.add_argument("--quick", action="store_true", help="digits, small networks, one seed, no full AutoAttack")
     options = parser.parse_args(arguments)
     options.recipes = options.recipes or (QUICK_RECIPES if options.quick else names)
     options.measures = options.measures or (QUICK_MEASURES if options.quick else list(MEASURES))
     if options.out is None:
         options.out = Path("out/mnist" + ("-quick" if options.quick else "") + f"-{options.split}")
+    options.results = options.results or options.out / "results"
     return options
 
 
@@ -70,13 +80,29 @@ def all_jobs(options, measures):
     ]
 
 
+def take_times(options):
+    for network in options.networks:
+        path = timing_path(options.out, network)
+        if options.timing or not path.exists():
+            recipes = {name: RECIPES[network][name] for name in ["plain", *options.recipes] if name in RECIPES[network]}
+            data = load(options.data, options.split, options.quick)
+            write_json(path, relative_step_times(network, recipes, data, options.quick))
+
+
 def main(arguments=None):
     options = options_from(arguments)
     torch.set_num_threads(1)  # so small networks gain little from more, and workers would be in one another's way
-    # Two jobs of one model never run at once: the costly judge comes when all else is there.
-    for measures in ([measure for measure in options.measures if measure != "autoattack"], ["autoattack"]):
-        if set(measures) & set(options.measures):
-            sweep(all_jobs(options, tuple(measures)), options.workers)
+    if not options.collect:
+        # Two jobs of one model never run at once: the costly judge comes when all else is there.
+        for measures in ([measure for measure in options.measures if measure != "autoattack"], ["autoattack"]):
+            if set(measures) & set(options.measures):
+                sweep(all_jobs(options, tuple(measures)), options.workers)
+        take_times(options)
+    save(collect(all_jobs(options, ()), options.out, command_line(arguments)), options.results)
+    results = read(options.results)
+    print_tables(results)
+    print(f"Results: {options.results}")
+    return results
 
 
 if __name__ == "__main__":

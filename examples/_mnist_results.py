@@ -1,0 +1,109 @@
+"""The results files: one CSV row for each model, and a JSON that says what made them."""
+
+import csv
+import datetime
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from _mnist_sweep import write, write_json
+
+import torchlipreg
+
+NAME = "mnist_robustness"
+KEYS = ("network", "recipe", "seed")
+LIBRARIES = ("torch", "torchvision", "secml-torch", "pyautoattack")
+
+
+class Results:
+    """Rows, and what is known of each recipe.
+
+    `rows` have network, recipe, seed and numbers by name; `meta` has the command, versions, date, and for each network
+    its recipes' labels and settings, and their step times.
+    """
+
+    def __init__(self, rows, meta):
+        self.rows, self.meta = rows, meta
+
+    def networks(self):
+        return list(dict.fromkeys(row["network"] for row in self.rows))
+
+    def recipes(self, network):
+        return [name for name in self.meta["recipes"][network] if self.of(network, name)]
+
+    def label(self, network, recipe):
+        return self.meta["recipes"][network][recipe]["label"]
+
+    def of(self, network, recipe):
+        return [row for row in self.rows if (row["network"], row["recipe"]) == (network, recipe)]
+
+    def numbers(self, network, recipe, name):
+        """One for each seed that has it."""
+        return [row[name] for row in self.of(network, recipe) if name in row]
+
+    def step_time(self, network, recipe):
+        """Lower quartile, median, upper quartile of the ratio to plain training; None where it was not measured."""
+        return self.meta["step times"].get(network, {}).get("ratios", {}).get(recipe)
+
+
+def collect(jobs, folder, arguments):
+    """Results of the jobs that are done as they are set now, with their step times where these were taken."""
+    records = [(job, record) for job in jobs if (record := job.record())]
+    rows = [dict(zip(KEYS, (job.network, job.name, job.seed), strict=True)) | rec["values"] for job, rec in records]
+    recipes = {}
+    for job, _ in records:
+        described = {"label": job.recipe.label} | {
+            k: v for k, v in job.settings().items() if k not in ("split", "quick")
+        }
+        recipes.setdefault(job.network, {})[job.name] = described
+    times = {network: path for network in recipes if (path := timing_path(folder, network)).exists()}
+    meta = {
+        "command": " ".join(["python", "examples/mnist_robustness.py", *arguments]),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "versions": {
+            "torchlipreg": torchlipreg.__version__,
+            "python": platform.python_version(),
+            **{library: version(library) for library in LIBRARIES},
+        },
+        "processor": f"{platform.machine()}, {torch.get_num_threads()} thread",
+        "images": f"{jobs[0].split} images of {'digits' if jobs[0].quick else 'MNIST'}",
+        "step times": {network: json.loads(path.read_text()) for network, path in times.items()},
+        "recipes": recipes,
+    }
+    return Results(rows, meta)
+
+
+def timing_path(folder, network):
+    return Path(folder) / f"timing-{network}.json"
+
+
+def save(results, folder):
+    names = list(dict.fromkeys(name for row in results.rows for name in row))
+    folder = Path(folder)
+
+    def write_rows(path):
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(results.rows)
+
+    write(folder / f"{NAME}.csv", write_rows)
+    write_json(folder / f"{NAME}.json", results.meta)
+
+
+def read(folder):
+    folder = Path(folder)
+    with (folder / f"{NAME}.csv").open(newline="") as file:
+        rows = [{k: _number(k, v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+    return Results(rows, json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8")))
+
+
+def command_line(arguments):
+    return sys.argv[1:] if arguments is None else list(arguments)
+
+
+def _number(name, text):
+    return text if name in KEYS[:2] else int(text) if name == "seed" else float(text)
