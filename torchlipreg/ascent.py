@@ -66,7 +66,7 @@ def ascend(
         moved = project(moved)
         distance = moved.distance(math.inf)
         # Refused: a step without a direction or back onto x, and the NaN of a diverged model's gradient.
-        sound = (distance > 0) & (distance < math.inf)
+        sound = ~(distance / distance).isnan()  # as 0/0 and ∞/∞ are
         pairs, state = moved.where(sound, pairs), where_state(sound, new_state, state)
     return pairs, state
 
@@ -119,7 +119,7 @@ class Power:
         reach = pairs.distance(p)
         if self.anchored:
             direction = steepest_direction(gradient.x_prime, p)
-            return PairSet(pairs.x, pairs.x + per_row(reach, direction) * direction), state
+            return PairSet(pairs.x, torch.addcmul(pairs.x, per_row(reach, direction), direction)), state
         direction = steepest_direction(gradient.x_prime - gradient.x, p)
         half = per_row(reach / 2, direction) if self.centre is None else self.radius
         centre = (pairs.x + pairs.x_prime) / 2 if self.centre is None else self.centre

@@ -75,7 +75,11 @@ def fixed_function(
     state = _FrozenState(modules, eager)
     # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
     hook = contextlib.nullcontext if eager else _recomputing_under(state)
-    with state.applied(), _no_autocast(found.autocast), _checkpoint_hook(hook):
+    with contextlib.ExitStack() as stack:
+        for device in found.autocast:  # rounding to bfloat16 makes the quotient of a close pair many times too large
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(_checkpoint_hook(hook))
+        stack.enter_context(state.applied())
         yield FixedFunction(core, default_output if output is None else output, parameter_dtype(modules), state, found)
 
 
@@ -161,7 +165,7 @@ class _FrozenState:
             for m in modules
             if m._buffers
         }
-        tracking = [m for m in modules if tracks_batches(m)]
+        tracking = [m for m in self.buffers if tracks_batches(m)]
         self.cannot_follow = bool(tracking) and is_sharded(modules)  # FSDP puts parameters in place itself
         following = [] if self.cannot_follow else [m for m in tracking if can_follow(m)]
         self.originals = {m: (m._parameters, self.buffers[m]) for m in following}
@@ -194,33 +198,25 @@ class _FrozenState:
             m.__dict__["_parameters"] = self.parameters[m]
 
     def _freeze(self, m: nn.Module, undo: list[tuple[dict[str, Any], str, Any]]) -> None:
-        values = m.__dict__
-
-        def put(name: str, value: Any) -> None:
-            old = values.get(name, value)  # OptimizedModule has no flag of its own
-            if old is not value:
-                undo.append((values, name, old))
-                values[name] = value
-
-        if isinstance(m, nn.RNNBase):  # cuDNN's RNN backward needs train mode, so its dropout goes instead
-            put("training", True)
-            put("dropout", 0.0)
-        else:  # the flag, not eval(): an overridden train() may edit weights, as LoRA's merge does
-            put("training", False)
+        values, is_recurrent = m.__dict__, isinstance(m, nn.RNNBase)
+        # The flag, not eval(): an overridden train() may edit weights, as LoRA's merge does. cuDNN's RNN backward needs
+        # train mode, so its dropout goes instead.
+        _put(values, "training", is_recurrent, undo)
+        if is_recurrent:
+            _put(values, "dropout", 0.0, undo)
         if "_original_forward" in values:  # Accelerate's mixed precision enters autocast inside model.forward
-            put("forward", values["_original_forward"])
+            _put(values, "forward", values["_original_forward"], undo)
         if self.eager:
-            put("_compiled_call_impl", None)  # of m.compile(), in place
-        put("attention_bias_cache", {})  # of timm's LeViT and others, filled in eval mode: would keep a graph
+            _put(values, "_compiled_call_impl", None, undo)  # of m.compile(), in place
+        if "attention_bias_cache" in values:  # of timm's LeViT and others, filled in eval mode: would keep a graph
+            _put(values, "attention_bias_cache", {}, undo)
 
 
-@contextlib.contextmanager
-def _no_autocast(devices: list[str]) -> Iterator[None]:
-    # Rounding to bfloat16 makes the quotient of a close pair many times too large.
-    with contextlib.ExitStack() as stack:
-        for device in devices:
-            stack.enter_context(torch.autocast(device, enabled=False))
-        yield
+def _put(values: dict[str, Any], name: str, value: Any, undo: list[tuple[dict[str, Any], str, Any]]) -> None:
+    old = values.get(name, value)  # OptimizedModule has no flag of its own
+    if old is not value:
+        undo.append((values, name, old))
+        values[name] = value
 
 
 def _recomputing_under(state: _FrozenState) -> Callable[[Any], Any]:

@@ -106,4 +106,4 @@ def random_in_ball(like: Tensor, p: float, generator: torch.Generator) -> Tensor
 
 
 def _rows(v: Tensor) -> Tensor:
-    return v.reshape(len(v), v.shape[1:].numel())
+    return v if v.dim() == 2 else v.reshape(len(v), v.shape[1:].numel())

@@ -7,21 +7,25 @@ from torch import Tensor
 
 from torchlipreg.frozen import Function
 from torchlipreg.jacobian import directional_derivative
+from torchlipreg.norms import per_row
 from torchlipreg.pairs import PairSet
 from torchlipreg.quotient import quotient
 
 
-def pair_differences(f: Function, pairs: PairSet, fx: Tensor | None = None, *, limit: bool) -> Tensor:
+def pair_differences(
+    f: Function, pairs: PairSet, fx: Tensor | None = None, counts: Tensor | None = None, *, limit: bool
+) -> Tensor:
     """Return f(x′) − f(x) of each pair, with gradients to the pairs and to the parameters of f.
 
     Args:
         f: The model as a fixed function.
         pairs: Pairs, shape (N, *).
         fx: f(pairs.x) if it is known already, shape (N, *).
+        counts: Which pairs count, shape (N,), bool; default all.
         limit: The limit ε → 0: J v with v = x′ − x.
 
     Returns:
-        Differences, shape (N, *).
+        Differences, shape (N, *), zero and without gradient for pairs that do not count.
 
     Raises:
         ValueError: If the output does not depend on f's input or parameters in a differentiable way.
@@ -38,13 +42,14 @@ def pair_differences(f: Function, pairs: PairSet, fx: Tensor | None = None, *, l
             "Expected the model's output to carry a gradient, but it has none: look for detach(), no_grad() or "
             "inference tensors inside `model` or `output`."
         )
-    return difference
+    return difference if counts is None else torch.where(per_row(counts, difference), difference, 0)
 
 
 def pair_quotients(
     f: Function,
     pairs: PairSet,
     fx: Tensor | None = None,
+    counts: Tensor | None = None,
     *,
     input_norm: float,
     output_norm: float,
@@ -57,6 +62,7 @@ def pair_quotients(
         f: The model as a fixed function.
         pairs: Pairs, shape (N, *).
         fx: f(pairs.x) if it is known already, shape (N, *).
+        counts: Which pairs count, shape (N,), bool; default all. The others' quotients are zero.
         input_norm: 1, 2 or ``math.inf``.
         output_norm: 1, 2 or ``math.inf``.
         floor: Smallest distance that counts.
@@ -65,6 +71,6 @@ def pair_quotients(
     Returns:
         Quotients, shape (N,).
     """
-    difference = pair_differences(f, pairs, fx, limit=limit)
+    difference = pair_differences(f, pairs, fx, counts, limit=limit)
     distance = pairs.distance(input_norm)
     return quotient(difference, distance, torch.finfo(distance.dtype).tiny if limit else floor, output_norm)

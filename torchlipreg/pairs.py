@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,8 +52,9 @@ class PairSet(NamedTuple):
 
 
 def all_finite(x: Tensor) -> Tensor:
-    """Return, for each row of x, shape (N, *), whether all its coordinates are finite: shape (N,)."""
-    return batch_norm(x, math.inf) < math.inf  # false for NaN too; x.isfinite().all() takes ten times as long on a CPU
+    """Return, for each row of x, shape (N, *), whether its sum, and so each coordinate, is finite: shape (N,)."""
+    sums = x.reshape(len(x), x.shape[1:].numel()).sum(1)
+    return ~(sums - sums).isnan()  # ∞ − ∞ is NaN; a tenth of the time of x.isfinite().all(1) on a CPU
 
 
 def draw_from_data(x: Tensor, num_pairs: int, generator: torch.Generator) -> PairSet:
@@ -94,9 +94,9 @@ def draw_in_ball(x: Tensor, radius: float, p: float, generator: torch.Generator,
     offset = random_in_ball(x, p, generator)
     if on_sphere:
         offset = rescale(offset, 1.0, p)
-    return PairSet(x, x + radius * offset)
+    return PairSet(x, torch.add(x, offset, alpha=radius))
 
 
 def add_noise(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
     """Add Gaussian noise of standard deviation sigma, in the units of x (Remark 2, Property 2)."""
-    return x + sigma * torch.empty_like(x).normal_(generator=generator) if sigma else x
+    return torch.add(x, torch.empty_like(x).normal_(generator=generator), alpha=sigma) if sigma else x

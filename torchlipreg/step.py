@@ -16,7 +16,7 @@ from torchlipreg.distributed import largest_or_raise, reduce_max, reduce_mean
 from torchlipreg.frozen import FixedFunction, fixed_function
 from torchlipreg.methods import ascent_rule, check_size, choose_points, is_stuck, projection, start
 from torchlipreg.modules import compute_dtype
-from torchlipreg.norms import batch_norm, per_row
+from torchlipreg.norms import batch_norm
 from torchlipreg.objective import pair_differences, pair_quotients
 from torchlipreg.pairs import PairSet, all_finite
 from torchlipreg.quotient import distance_floor
@@ -59,7 +59,7 @@ class Step:
             The value, with a gradient to the parameters.
         """
         settings, state = self.settings, self.state
-        points = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        points = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
         floor = self._first_look(model, points) if state.floor is None else state.floor
         limit = self.radius is not None and self.radius < floor
         radius = 0.0 if limit else self.radius
@@ -70,18 +70,19 @@ class Step:
             floor=floor,
             limit=limit,
         )
-        known = state.on(x.device)
+        known = state.on(x.device) if settings.persistent or not self.moves else None
 
         with fixed_function(model, settings.output, eager=limit) as f:
             if known is not None and not self.moves:
+                counts = None if state.counts is None else state.counts.to(x.device)
                 self._follow(f, known[0], points)
-                return self._reduce(quotients(f, known[0]), state.counts)
+                return self._reduce(quotients(f, known[0], None, counts), counts)
             chosen = choose_points(settings, points, self.generator)
             batch = points if chosen is None else points[chosen]
             finite = all_finite(batch)
             counts = None if settings.persistent else finite
             if counts is not None:
-                batch = _zero_unless(finite, batch)
+                batch = _finite_copy(batch)
                 if len(batch) == 0:  # a rank without data takes part in each forward and collective all the same
                     batch, counts = batch.new_zeros(1, *batch.shape[1:]), finite.new_zeros(1)
             rule = ascent_rule(settings, batch, radius)
@@ -90,7 +91,7 @@ class Step:
             followed = self._follow(f, pairs, points)
             fx = None
             if settings.fixed_x and not limit:
-                fx = self._reused(f, x, outputs, chosen, counts)
+                fx = self._reused(f, x, outputs, chosen, len(batch))
                 if fx is None:
                     fx = f(pairs.x) if followed is None else followed
             if self.moves:
@@ -103,7 +104,7 @@ class Step:
                     anchored=settings.fixed_x or (limit and settings.ascent == "power"),
                     project=projection(settings, batch, radius),
                 )
-            q = quotients(f, pairs, fx)
+            q = quotients(f, pairs, fx, counts)
 
         value = self._reduce(q, counts)
         if self.moves:
@@ -123,21 +124,18 @@ class Step:
             return None
         if self.settings.fixed_x or len(points) == 0:
             return f.follow_statistics(pairs.x)
-        points = points[: len(pairs.x)]
-        return f.follow_statistics(_zero_unless(all_finite(points), points))
+        return f.follow_statistics(_finite_copy(points[: len(pairs.x)]))
 
-    def _reused(
-        self, f: FixedFunction, x: Tensor, outputs: Any, chosen: Tensor | None, counts: Tensor | None
-    ) -> Tensor | None:
-        """Return f(x) from the loop's outputs, 0 in rows that do not count; None if they cannot serve."""
-        if outputs is None or counts is None:
+    def _reused(self, f: FixedFunction, x: Tensor, outputs: Any, chosen: Tensor | None, size: int) -> Tensor | None:
+        """Return f(x) at the chosen points from the loop's outputs; None if they cannot serve."""
+        if outputs is None:
             return None
         y = select_outputs(outputs, self.settings.output, len(x))
         if not self.reuse.allowed(f, x, y):
             return None
         if len(y) == 0:
-            return y.new_zeros(len(counts), *y.shape[1:])
-        return _zero_unless(counts, y if chosen is None else y[chosen])
+            return y.new_zeros(size, *y.shape[1:])
+        return y if chosen is None else y[chosen]
 
     def _objective(
         self, f: FixedFunction, anchor: Tensor | None, quotients: Callable[..., Tensor], limit: bool
@@ -148,14 +146,13 @@ class Step:
         return lambda pairs: batch_norm(pair_differences(f, pairs, anchor, limit=limit), self.settings.output_norm)
 
     def _reduce(self, q: Tensor, counts: Tensor | None) -> Tensor:
-        """Return the penalty's value from the quotients, those that do not count left out, and note the largest."""
+        """Return the penalty's value from the quotients, zero where they do not count, and note the largest."""
         power = self.settings.power
-        q = q if counts is None else _zero_unless(counts.to(q.device), q)
         if self.settings.method == "max":
             maximum = reduce_max(q)
             self.state.estimate = maximum.detach()
             return maximum.pow(power)
-        count = q.new_full((), len(q)) if counts is None else counts.sum(dtype=q.dtype)
+        count = q.new_full((), len(q)) if counts is None else counts.sum(dtype=q.dtype)  # no copy from the host
         value, self.state.estimate = reduce_mean(q.pow(power).sum(), count, q.detach().amax())
         return value
 
@@ -178,6 +175,6 @@ class Step:
         return floor
 
 
-def _zero_unless(keep: Tensor, x: Tensor) -> Tensor:
-    """Return a copy of x, shape (N, *), with zeros in the rows where ``keep``, shape (N,), is false."""
-    return torch.where(per_row(keep, x), x, 0)
+def _finite_copy(x: Tensor) -> Tensor:
+    """Return x with zeros for NaN and infinity."""
+    return x.nan_to_num(0.0, 0.0, 0.0)
