@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from _benchmark_contenders import CONTENDERS, Contender, Work, mlp
 from _benchmark_measure import interleaved, operations_and_memory, quartiles
 from torch import nn
+from torch._functorch import config as functorch_config
 
 DEAR = 5  # times a plain step: what costs more takes part in every fourth round
 TURN = 0.01  # seconds, at least, that a contender runs before it is the next one's turn
@@ -18,7 +19,11 @@ class Bench:
 
     def __init__(self, model, x, y, contenders, *, autocast=False, compiled=False):
         self.model, self.x, self.y, self.autocast = model, x, y, autocast
-        self.called = torch.compile(model) if compiled else model
+        self.called = model
+        if compiled:
+            torch._dynamo.config.recompile_limit = 64  # all contenders' graphs, of which a training loop has a few
+            functorch_config.donated_buffer = False  # which refuses the rivals' retain_graph
+            self.called = torch.compile(model)
         self.parameters = list(model.parameters())
         self.contenders = {"plain": CONTENDERS["plain"], **contenders}
         self.losses = {name: contender.start(len(x)) for name, contender in self.contenders.items()}
@@ -58,7 +63,7 @@ class Bench:
         """Leave out what torch.compile cannot take: second derivatives."""
         for name in list(self.contenders):
             try:
-                for _ in range(3):
+                for _ in range(4):
                     self.cycle(name)
             except RuntimeError as e:
                 if "double backward" not in str(e):

@@ -163,6 +163,17 @@ def test_readme_shows_the_results_file():
     assert shown[1] == readme_table(results), "run examples/benchmark_step.py with --out and --readme again"
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("more", [[], ["--autocast"], ["--compile"]], ids=str)
+def test_on_a_gpu(tmp_path, more):
+    """Written without a GPU at hand."""
+    import benchmark_step
+
+    results = benchmark_step.main([*QUICK, "--device", "cuda", *more, "--out", str(tmp_path / "r.json")])
+    assert all(row["time"] > 0 for row in results["models"]["two-layer"]["rows"])
+
+
 def test_scaling(tmp_path):
     import benchmark_step
 
