@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from _mnist_data import load
 from _mnist_evaluation import MEASURES
+from _mnist_figures import draw
 from _mnist_recipes import RECIPES
 from _mnist_results import collect, command_line, read, save, timing_path
 from _mnist_sweep import Job, sweep, write_json
@@ -101,7 +102,8 @@ def main(arguments=None):
     save(collect(all_jobs(options, ()), options.out, command_line(arguments)), options.results)
     results = read(options.results)
     print_tables(results)
-    print(f"Results: {options.results}")
+    pictures = draw(results, options.results)
+    print(f"Results: {options.results}; pictures: {', '.join(path.name for path in pictures)}")
     return results
 
 
