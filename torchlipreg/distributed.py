@@ -216,4 +216,4 @@ def _is_fsdp1(m: nn.Module) -> bool:
 
 
 def _is_fsdp2(m: nn.Module) -> bool:
-    return hasattr(m, "set_requires_gradient_sync")
+    return hasattr(type(m), "set_requires_gradient_sync")  # of the type: a miss on a module takes ten times as long

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from torchlipreg.batchnorm import can_follow, follow, tracks_batches
 from torchlipreg.checks import check_output
 from torchlipreg.distributed import check_forward_mode, is_sharded
-from torchlipreg.modules import all_modules, parameter_dtype, train_signature, unwrap
+from torchlipreg.modules import all_modules, compiled_module, parameter_dtype, train_signature, unwrap
 
 Function = Callable[[Tensor], Tensor]
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
@@ -65,7 +65,7 @@ def fixed_function(
         )
     core = unwrap(model)
     if eager:
-        core = getattr(core, "_orig_mod", core)
+        core = compiled_module(core) or core
     modules = all_modules(core)
     if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
         raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
@@ -99,9 +99,8 @@ class FixedFunction:
         found: AsFound,
     ) -> None:
         self._core, self._select, self._dtype, self._state, self.found = core, select, dtype, state, found
-        self._is_compiled = isinstance(getattr(core, "_orig_mod", None), nn.Module) or bool(
-            getattr(core, "_compiled_call_impl", None)
-        )
+        in_place = getattr(core, "_compiled_call_impl", None)  # by m.compile()
+        self._is_compiled = compiled_module(core) is not None or in_place is not None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return f(x), shape (N, *), with gradients to x and to the parameters."""

@@ -22,12 +22,18 @@ def unwrap(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     Extra forwards through DDP's wrapper would break its gradient reduction (silently so with ``static_graph``);
     FSDP in contrast must be entered through its outermost ``__call__``, which gathers the parameters.
     """
-    inner = getattr(model, "_orig_mod", None)
-    if isinstance(inner, nn.Module) and unwrap(inner) is not inner:  # compile(DDP(m)): the graph holds the wrapper
+    inner = compiled_module(model)
+    if inner is not None and unwrap(inner) is not inner:  # compile(DDP(m)): the graph holds the wrapper
         return unwrap(inner)
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return unwrap(model.module)
     return model
+
+
+def compiled_module(model: Callable[..., Any]) -> nn.Module | None:
+    """Return the module inside the wrapper of ``torch.compile``, None without one."""
+    # Not by getattr(): where there is none, Module.__getattr__ composes an error message first.
+    return model._modules["_orig_mod"] if isinstance(model, nn.Module) and "_orig_mod" in model._modules else None
 
 
 def find_modules(f: Callable[..., Any]) -> list[nn.Module]:
