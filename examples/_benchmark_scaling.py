@@ -76,6 +76,7 @@ def plot_scaling(results, path):
             plot.xaxis.set_minor_locator(NullLocator())
         plot.legend(frameon=False, fontsize=10, loc="lower center" if axis != "share" else "upper left")
         plot.grid(alpha=0.3)
+    figure.suptitle("A vision transformer, measured (median and quartiles) and as counted (wide lines); memory")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     plt.close(figure)
