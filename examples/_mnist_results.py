@@ -21,8 +21,8 @@ LIBRARIES = ("torch", "torchvision", "secml-torch", "pyautoattack")
 class Results:
     """Rows, and what is known of each recipe.
 
-    `rows` have network, recipe, seed and numbers by name; `meta` has the command, versions, date, and for each network
-    its recipes' labels and settings, and their step times.
+    `rows` have network, recipe, seed and numbers by name; `meta` has the command, versions, date, and the label,
+    settings and step time of each network's recipes.
     """
 
     def __init__(self, rows, meta):
@@ -46,7 +46,7 @@ class Results:
 
     def step_time(self, network, recipe):
         """Lower quartile, median, upper quartile of the ratio to plain training; None where it was not measured."""
-        return self.meta["step times"].get(network, {}).get("ratios", {}).get(recipe)
+        return self.meta["recipes"][network][recipe].get("step time", {}).get("ratio")
 
 
 def collect(jobs, folder, arguments):
@@ -55,11 +55,11 @@ def collect(jobs, folder, arguments):
     rows = [dict(zip(KEYS, (job.network, job.name, job.seed), strict=True)) | rec["values"] for job, rec in records]
     recipes = {}
     for job, _ in records:
-        described = {"label": job.recipe.label} | {
-            k: v for k, v in job.settings().items() if k not in ("split", "quick")
-        }
+        described = {"label": job.recipe.label} | job.settings()
+        times = read_times(folder, job.network).get(job.name, {})
+        if times.pop("settings", None) == job.recipe.settings():
+            described["step time"] = times
         recipes.setdefault(job.network, {})[job.name] = described
-    times = {network: path for network in recipes if (path := timing_path(folder, network)).exists()}
     meta = {
         "command": " ".join(["python", "examples/mnist_robustness.py", *arguments]),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
@@ -70,14 +70,19 @@ def collect(jobs, folder, arguments):
         },
         "processor": f"{platform.machine()}, {torch.get_num_threads()} thread",
         "images": f"{jobs[0].split} images of {'digits' if jobs[0].quick else 'MNIST'}",
-        "step times": {network: json.loads(path.read_text()) for network, path in times.items()},
         "recipes": recipes,
     }
     return Results(rows, meta)
 
 
-def timing_path(folder, network):
-    return Path(folder) / f"timing-{network}.json"
+def read_times(folder, network):
+    """Step times by recipe, as _mnist_timing.py takes them, with the settings that they belong to."""
+    path = times_path(folder, network)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def times_path(folder, network):
+    return Path(folder) / f"times-{network}.json"
 
 
 def save(results, folder):
@@ -102,7 +107,12 @@ def read(folder):
 
 
 def command_line(arguments):
-    return sys.argv[1:] if arguments is None else list(arguments)
+    """The command that makes the results anew, without what is of one machine or of one call only."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for name in ("--data", "--out", "--results"):
+        if name in words:
+            del words[words.index(name) : words.index(name) + 2]
+    return [word for word in words if word not in ("--collect", "--timing")]
 
 
 def _number(name, text):

@@ -11,7 +11,7 @@ ROUNDS = 25
 
 
 def relative_step_times(network, recipes, data, quick):
-    """Median and quartiles of each recipe's time over plain training's in the same round, and plain's milliseconds.
+    """For each recipe its settings and the quartiles of its time over plain training's in the same round.
 
     The recipes take turns in one process, so that a busy machine slows all of them alike.
     """
@@ -26,8 +26,11 @@ def relative_step_times(network, recipes, data, quick):
                 training.step(*batches[i % len(batches)])
             seconds[name].append(time.perf_counter() - start)
     plain = seconds["plain"][1:]  # the first round warms up
-    ratios = {name: [a / b for a, b in zip(times[1:], plain, strict=True)] for name, times in seconds.items()}
     return {
-        "plain step in ms": round(1e3 * statistics.median(plain) / STEPS, 3),
-        "ratios": {name: [round(q, 3) for q in statistics.quantiles(found)] for name, found in ratios.items()},
+        name: {
+            "settings": recipes[name].settings(),
+            "ms": round(1e3 * statistics.median(times[1:]) / STEPS, 3),
+            "ratio": [round(q, 3) for q in statistics.quantiles(a / b for a, b in zip(times[1:], plain, strict=True))],
+        }
+        for name, times in seconds.items()
     }

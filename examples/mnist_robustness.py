@@ -13,12 +13,14 @@ import torch
 from _mnist_data import load
 from _mnist_evaluation import MEASURES
 from _mnist_figures import draw
+from _mnist_readme import with_tables
 from _mnist_recipes import RECIPES
-from _mnist_results import collect, command_line, read, save, timing_path
+from _mnist_results import collect, command_line, read, read_times, save, times_path
 from _mnist_sweep import Job, sweep, write_json
 from _mnist_tables import print_tables
 from _mnist_timing import relative_step_times
 
+PUBLISHED = Path(__file__).parent / "results"  # what the README's tables are made from
 QUICK_RECIPES = ["plain", "fgsm", "tv", "max", "tv-warmup"]
 QUICK_MEASURES = ["curves", "norms", "apgd"]
 
@@ -40,6 +42,7 @@ def options_from(arguments):
     )
     parser.add_argument("--collect", action="store_true", help="train and measure nothing, show what is there")
     parser.add_argument("--results", type=Path, help="where tables and figures go (default: OUT/results)")
+    parser.add_argument("--readme", type=Path, help="only fill this file's marked tables, from the published results")
     parser.add_argument("--quick", action="store_true", help="digits, small networks, one seed, no full AutoAttack")
     options = parser.parse_args(arguments)
     options.recipes = options.recipes or (QUICK_RECIPES if options.quick else names)
@@ -83,15 +86,20 @@ def all_jobs(options, measures):
 
 def take_times(options):
     for network in options.networks:
-        path = timing_path(options.out, network)
-        if options.timing or not path.exists():
-            recipes = {name: RECIPES[network][name] for name in ["plain", *options.recipes] if name in RECIPES[network]}
+        recipes = {name: RECIPES[network][name] for name in ["plain", *options.recipes] if name in RECIPES[network]}
+        known = read_times(options.out, network)
+        if options.timing or any(known.get(name, {}).get("settings") != r.settings() for name, r in recipes.items()):
             data = load(options.data, options.split, options.quick)
-            write_json(path, relative_step_times(network, recipes, data, options.quick))
+            known |= relative_step_times(network, recipes, data, options.quick)
+            write_json(times_path(options.out, network), known)
 
 
 def main(arguments=None):
     options = options_from(arguments)
+    if options.readme is not None:
+        text = options.readme.read_text(encoding="utf-8")
+        options.readme.write_text(with_tables(text, read(PUBLISHED)), encoding="utf-8")
+        return None
     torch.set_num_threads(1)  # so small networks gain little from more, and workers would be in one another's way
     if not options.collect:
         # Two jobs of one model never run at once: the costly judge comes when all else is there.
