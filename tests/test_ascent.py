@@ -127,6 +127,38 @@ def test_a_fresh_pair_starts_with_a_fresh_state(rule):
 # ---- power steps ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("q", NORMS)
+def test_a_power_step_up_the_difference_is_one_up_the_squared_quotient_at_its_distance(p, q, dtype, tolerance):
+    pairs, rule = draw_pairs().map(lambda z: z.to(dtype)), Power(p, anchored=True)
+    weights = draw(8, 4, seed=1).to(dtype), draw(3, 8, seed=2).to(dtype)
+
+    def net(x):
+        return torch.tanh(x @ weights[0].T) @ weights[1].T
+
+    def squared_quotient(z):
+        return (batch_norm(net(z.x_prime) - net(z.x), q) / pairs.distance(p)) ** 2
+
+    fast = climb(pairs, rule, 1, f=net, p=p, q=q, anchored=True)[0]
+    slow = ascend(pairs, {}, rule, squared_quotient, steps=1, anchored=True, project=lambda z: z)[0]
+    torch.testing.assert_close(fast.x_prime, slow.x_prime, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("q", NORMS)
+def test_pairs_that_do_not_count_are_as_if_left_out(q):
+    pairs, counts = draw_pairs(), torch.tensor([True, False, True, True, False])
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    fx = torch.where(counts[:, None], scale * f(pairs.x), math.nan)
+    options = {"input_norm": 2, "output_norm": q, "floor": 1e-12, "limit": False}
+    masked = pair_quotients(lambda x: scale * f(x), pairs, fx, counts, **options)
+    left = pair_quotients(lambda x: scale * f(x), pairs.map(lambda z: z[counts]), fx[counts], **options)
+    torch.testing.assert_close(masked[counts], left, rtol=0, atol=1e-12)
+    assert (masked[~counts] == 0).all()
+    gradients = [torch.autograd.grad((v**2).sum(), scale, retain_graph=True)[0] for v in (masked, left)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("p", NORMS)
 def test_anchored_power_step_is_its_slow_twins(p):
     pairs = draw_pairs()

@@ -7,7 +7,7 @@ import torch
 
 from torchlipreg.methods import is_stuck
 from torchlipreg.norms import batch_norm
-from torchlipreg.pairs import PairSet, add_noise, draw_from_data, draw_in_ball, draw_points
+from torchlipreg.pairs import PairSet, add_noise, all_finite, draw_from_data, draw_in_ball, draw_points
 
 NORMS = [1, 2, math.inf]
 
@@ -15,6 +15,15 @@ NORMS = [1, 2, math.inf]
 @pytest.fixture
 def generator():
     return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 2, 3, 3), (6,)])
+def test_finite_rows_are_those_of_a_look_at_each_coordinate(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).mul(1e30)
+    flat = x.view(6, -1)
+    flat[1, 0], flat[2, -1], flat[4, 0] = math.nan, math.inf, -math.inf
+    flat[5, 0], flat[5, -1] = math.inf, -math.inf
+    assert torch.equal(all_finite(x), x.view(6, -1).isfinite().all(1))
 
 
 def test_pairs_of_data_points_never_pair_a_point_with_itself(generator):
