@@ -72,6 +72,7 @@ def run(job):
         values = {"train seconds": round(time.perf_counter() - start, 1)}
         values["train accuracy"] = accuracy(model, data.train_x[:10_000], data.train_y[:10_000])
         record = {"fingerprint": job.fingerprint(), "settings": job.settings(), "values": values, "done": {}}
+        job.path.unlink(missing_ok=True)  # old numbers must never stand beside new weights
         write(weights, lambda path: torch.save(model.state_dict(), path))
     for measure in job.missing():
         start = time.perf_counter()

@@ -64,8 +64,8 @@ def robustness(results, network):
     notes = (
         "PGD: 20 steps, on every fifth image. APGD: the two gradient attacks of AutoAttack; AutoAttack: the standard "
         "four; both on the first 1,000 images. Noise is added as it is, without a clamp to [0, 1]. ‖J‖: the largest "
-        "operator norm from ℓ∞ to ℓ∞ of the Jacobian at the first 1,000 images. time: of a step, relative to plain. A number without ± is of "
-        "one seed."
+        "operator norm from ℓ∞ to ℓ∞ of the Jacobian at the first 1,000 images. "
+        "time: of a step, relative to plain. A number without ± is of one seed."
     )
     return Table(title + ("s" if seeds > 1 else ""), ["training", *columns, "‖J‖", "time"], rows, notes)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept):
     assert {(row["recipe"], row["seed"]) for row in results.rows} == {("plain", 0), ("tv", 0)}
     assert {file: file.stat().st_mtime_ns for file in written} == written
     assert not [*out.glob("*.json.*"), *out.glob("*.pt.*")]
+
+
+def test_a_missing_measure_is_made_of_the_stored_model(swept):
+    from mnist_robustness import all_jobs, options_from
+
+    out, _, results, _ = swept
+    job = next(job for job in all_jobs(options_from([*QUICK, "--out", str(out)]), ()) if job.name == "tv")
+    record = json.loads(job.path.read_text())
+    del record["done"]["norms"], record["values"]["operator norm l2"]
+    job.path.write_text(json.dumps(record))
+    weights = job.path.with_suffix(".pt").stat().st_mtime_ns
+    again, _ = run(out)
+    assert job.path.with_suffix(".pt").stat().st_mtime_ns == weights
+    assert again.numbers("mlp", "tv", "operator norm l2") == results.numbers("mlp", "tv", "operator norm l2")
 
 
 def test_a_changed_recipe_is_run_anew(swept, monkeypatch):
