@@ -28,33 +28,46 @@ class Recipe:
 
 
 EPSILON = {"epsilon": 0.1}
-# Attacks bounded in ℓ∞ are answered in ℓ∞.
-TV = {"method": "tv", "weight": 1e-3, "input_norm": math.inf}
-MAX = {"method": "max", "weight": 1e-2, "input_norm": math.inf}
-SUM = {"method": "sum", "weight": 1e-2, "input_norm": math.inf}
 WARMUP = {"target": 0.9, "increment": 0.0, "warmup": True}
+
+
+def flip(label, method, weight, loss=plain, arguments=None, discrepancy=None, **options):
+    penalty = {"method": method, "weight": weight, "input_norm": math.inf} | options  # against attacks bounded in ℓ∞
+    return Recipe(label, loss, arguments or {}, penalty, discrepancy=discrepancy)
+
 
 RIVALS = {
     "plain": Recipe("plain"),
     "fgsm": Recipe("FGSM training", fgsm_training, EPSILON),
     "pgd": Recipe("PGD-10 training", pgd_training, EPSILON),
     "trades": Recipe("TRADES, β 6", trades, EPSILON),
-    "differences-squared": Recipe("loss differences, squared", finite_differences, {"weight": 0.01}),
-    "differences": Recipe("loss differences, plain", finite_differences, {"weight": 0.1, "power": 1}),
+    "differences-squared": Recipe("loss differences, squared", finite_differences, {"weight": 0.005}),
+    "differences": Recipe("loss differences, plain", finite_differences, {"weight": 0.05, "power": 1}),
 }
-FLIP = {
-    "tv": Recipe("tv", penalty=TV),
-    "tv-strong": Recipe("tv, strong", penalty=TV | {"weight": 3e-3}),
-    "tv-eighth": Recipe("tv, an eighth", penalty=TV | {"weight": 2e-3, "num_pairs": 16}),
-    "tv-interval": Recipe("tv, every 8th step", penalty=TV | {"interval": 8}),
-    "ptv": Recipe("ptv", penalty=TV | {"method": "ptv"}),
-    "max": Recipe("max", penalty=MAX),
-    "sum": Recipe("sum", penalty=SUM),
-    "max-nesterov": Recipe("max, Nesterov", penalty=MAX | {"ascent": "nesterov"}),
-    "max-adam": Recipe("max, Adam", penalty=MAX | {"ascent": "adam"}),
-    "tv-warmup": Recipe("tv after warm-up", penalty=TV, discrepancy=WARMUP),
-    "max-warmup": Recipe("max after warm-up", penalty=MAX, discrepancy=WARMUP),
-    "tv+fgsm": Recipe("tv + FGSM training", fgsm_training, EPSILON, penalty=TV),
-    "tv+pgd": Recipe("tv + PGD-10 training", pgd_training, EPSILON, penalty=TV),
+GLOBAL = {  # pairs between different data points, and pairs close to one
+    "max": flip("max", "max", 1e-2),
+    "max-local": flip("max, local", "max", 1e-4, radius=0.1, ascent="power"),
+    "sum-local": flip("sum, local", "sum", 1e-3, radius=0.1, ascent="power"),
+    "max-nesterov": flip("max, Nesterov", "max", 1e-2, ascent="nesterov"),
+    "max-adam": flip("max, Adam", "max", 1e-2, ascent="adam"),
+    "max-warmup": flip("max after warm-up", "max", 1e-2, discrepancy=WARMUP),
 }
-RECIPES = {"mlp": RIVALS | FLIP, "conv": RIVALS | FLIP}
+MLP = {
+    "tv": flip("tv", "tv", 7e-4),
+    "tv-strong": flip("tv, strong", "tv", 3e-3),
+    "tv-half": flip("tv, every 2nd step", "tv", 2e-3, interval=2),
+    "tv-interval": flip("tv, every 8th step", "tv", 1e-3, interval=8),
+    "tv-eighth": flip("tv, an eighth", "tv", 2e-3, num_pairs=16),
+    "ptv": flip("ptv", "ptv", 7e-4),
+    "tv-warmup": flip("tv after warm-up", "tv", 7e-4, discrepancy=WARMUP),
+    "tv+fgsm": flip("tv + FGSM training", "tv", 7e-4, fgsm_training, EPSILON),
+    "tv+differences": flip("tv + loss differences", "tv", 3e-4, finite_differences, {"weight": 0.03, "power": 1}),
+}
+CONV = {
+    "tv": flip("tv", "tv", 1e-3, radius=0.2),
+    "tv-strong": flip("tv, strong", "tv", 3e-3, radius=0.2),
+    "tv-narrow": flip("tv, radius 0.1", "tv", 1e-3),
+    "tv-interval": flip("tv, every 4th step", "tv", 3e-3, radius=0.2, interval=4),
+    "tv+fgsm": flip("tv + FGSM training", "tv", 1e-3, fgsm_training, EPSILON, radius=0.2),
+}
+RECIPES = {"mlp": RIVALS | MLP | GLOBAL, "conv": RIVALS | CONV | {"max": GLOBAL["max"]}}
