@@ -47,7 +47,7 @@ RIVALS = {
 GLOBAL = {  # pairs between different data points, and pairs close to one
     "max": flip("max", "max", 1e-2),
     "max-local": flip("max, local", "max", 1e-4, radius=0.1, ascent="power"),
-    "sum-local": flip("sum, local", "sum", 1e-3, radius=0.1, ascent="power"),
+    "sum": flip("sum, local", "sum", 1e-3, radius=0.1, ascent="power"),
     "max-nesterov": flip("max, Nesterov", "max", 1e-2, ascent="nesterov"),
     "max-adam": flip("max, Adam", "max", 1e-2, ascent="adam"),
     "max-warmup": flip("max after warm-up", "max", 1e-2, discrepancy=WARMUP),
