@@ -39,6 +39,7 @@ def flip(label, method, weight, loss=plain, arguments=None, discrepancy=None, **
 RIVALS = {
     "plain": Recipe("plain"),
     "fgsm": Recipe("FGSM training", fgsm_training, EPSILON),
+    "fgsm-free": Recipe("FGSM training, unclamped", fgsm_training, EPSILON | {"bounds": None}),
     "pgd": Recipe("PGD-10 training", pgd_training, EPSILON),
     "trades": Recipe("TRADES, β 6", trades, EPSILON),
     "differences-squared": Recipe("loss differences, squared", finite_differences, {"weight": 0.005}),

@@ -1,7 +1,8 @@
 """What a user would train with instead of a Lipschitz penalty: each is (model, x, y) -> loss, one step's worth.
 
-Perturbations are bounded in ℓ∞ by `epsilon`, and images lie in [0, 1]. The gradients with respect to the images are
-taken by autograd.grad, which computes none for the weights, so that no rival pays for what it does not use.
+Perturbations are bounded in ℓ∞ by `epsilon`, and images lie in `bounds`, as published; None lets adversarial training
+leave the images' range. The gradients with respect to the images are taken by autograd.grad, which computes none for
+the weights, so that no rival pays for what it does not use.
 """
 
 import torch
@@ -12,14 +13,16 @@ def plain(model, x, y):
     return F.cross_entropy(model(x), y)
 
 
-def fgsm_training(model, x, y, epsilon):
+def fgsm_training(model, x, y, epsilon, bounds=(0, 1)):
     """Goodfellow et al., arXiv:1412.6572: the loss at the corner of the ε-cube that one gradient points to."""
-    return F.cross_entropy(model(_project(x + epsilon * _loss_gradient(model, x, y).sign(), x, epsilon)), y)
+    worst = x + epsilon * _gradient(lambda z: F.cross_entropy(model(z), y), x).sign()
+    return F.cross_entropy(model(_project(worst, x, epsilon, bounds)), y)
 
 
-def pgd_training(model, x, y, epsilon, steps=10):
+def pgd_training(model, x, y, epsilon, steps=10, bounds=(0, 1)):
     """Madry et al., arXiv:1706.06083: the loss at the end of `steps` projected steps from a random start."""
-    worst = _ascend(lambda z: F.cross_entropy(model(z), y), _random_start(x, epsilon), x, epsilon, steps)
+    start = _project(x + epsilon * (2 * torch.rand_like(x) - 1), x, epsilon, bounds)
+    worst = _ascend(lambda z: F.cross_entropy(model(z), y), start, x, epsilon, steps, bounds)
     return F.cross_entropy(model(worst), y)
 
 
@@ -28,7 +31,7 @@ def trades(model, x, y, epsilon, beta=6.0, steps=10):
     with torch.no_grad():
         target = model(x).log_softmax(1)
     start = x + 1e-3 * torch.randn_like(x)  # the divergence has no gradient at x itself
-    worst = _ascend(lambda z: _divergence(model(z), target), start, x, epsilon, steps)
+    worst = _ascend(lambda z: _divergence(model(z), target), start, x, epsilon, steps, (0, 1))
     clean = model(x)
     return F.cross_entropy(clean, y) + beta * _divergence(model(worst), clean.log_softmax(1))
 
@@ -65,18 +68,10 @@ def _divergence(outputs, log_target):
     return F.kl_div(outputs.log_softmax(1), log_target, reduction="batchmean", log_target=True)
 
 
-def _random_start(x, epsilon):
-    return (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
-
-
-def _ascend(objective, z, x, epsilon, steps):
+def _ascend(objective, z, x, epsilon, steps, bounds):
     for _ in range(steps):
-        z = _project(z + epsilon / 4 * _gradient(objective, z).sign(), x, epsilon)
+        z = _project(z + epsilon / 4 * _gradient(objective, z).sign(), x, epsilon, bounds)
     return z
-
-
-def _loss_gradient(model, x, y):
-    return _gradient(lambda z: F.cross_entropy(model(z), y), x)
 
 
 def _gradient(objective, z):
@@ -84,5 +79,6 @@ def _gradient(objective, z):
     return torch.autograd.grad(objective(z), z)[0]
 
 
-def _project(z, x, epsilon):
-    return torch.minimum(torch.maximum(z, x - epsilon), x + epsilon).clamp(0, 1).detach()
+def _project(z, x, epsilon, bounds):
+    z = torch.minimum(torch.maximum(z, x - epsilon), x + epsilon).detach()
+    return z if bounds is None else z.clamp(*bounds)
