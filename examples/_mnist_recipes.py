@@ -69,6 +69,7 @@ CONV = {
     "tv-strong": flip("tv, strong", "tv", 3e-3, radius=0.2),
     "tv-narrow": flip("tv, radius 0.1", "tv", 1e-3),
     "tv-interval": flip("tv, every 4th step", "tv", 3e-3, radius=0.2, interval=4),
+    "fgsm-wide": Recipe("FGSM training, ε .2, unclamped", fgsm_training, {"epsilon": 0.2, "bounds": None}),
     "tv+fgsm": flip("tv + FGSM training", "tv", 1e-3, fgsm_training, EPSILON, radius=0.2),
 }
 RECIPES = {"mlp": RIVALS | MLP | GLOBAL, "conv": RIVALS | CONV | {"max": GLOBAL["max"]}}

@@ -1,6 +1,7 @@
 """The MNIST experiment in its quick form, the parts that it judges by, and the README's tables of it."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -79,7 +80,8 @@ def test_a_changed_recipe_is_run_anew(swept, monkeypatch):
     options = options_from([*QUICK, "--out", str(out)])
     measures = tuple(options.measures)
     assert not any(job.missing() for job in all_jobs(options, measures))
-    changed = _mnist_recipes.Recipe("tv", penalty=_mnist_recipes.TV | {"weight": 0.5})
+    recipe = _mnist_recipes.RECIPES["mlp"]["tv"]
+    changed = dataclasses.replace(recipe, penalty=recipe.penalty | {"weight": 0.5})
     monkeypatch.setitem(_mnist_recipes.RECIPES["mlp"], "tv", changed)
     assert [job.name for job in all_jobs(options, measures) if job.missing()] == ["tv"]
 
@@ -173,11 +175,11 @@ def test_every_recipe_trains(network):
 
 def test_warm_up_ends_when_the_training_accuracy_passes():
     from _mnist_data import load
-    from _mnist_recipes import TV, Recipe
+    from _mnist_recipes import RECIPES
     from _mnist_training import RUNNING, Training
 
     data = load("", "test", True)
-    recipe = Recipe("", penalty=TV, discrepancy={"target": 0.9, "increment": 0.0, "warmup": True})
+    recipe = RECIPES["mlp"]["tv-warmup"]
     training = Training("mlp", recipe, seed=0, quick=True)
     for step in range(8 * RUNNING):
         weight = training.penalty.weight
@@ -185,7 +187,7 @@ def test_warm_up_ends_when_the_training_accuracy_passes():
         if training.penalty.weight != weight:
             assert sum(training.hits) / RUNNING > 0.9
             assert step >= RUNNING
-    assert training.penalty.weight == TV["weight"]
+    assert training.penalty.weight == recipe.penalty["weight"]
 
 
 def test_missing_data_is_told(tmp_path, monkeypatch):
