@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from zoo import METHODS, gradients, penalty_of
 
-from torchlipreg.batchnorm import ChannelMoments
+from torchlipreg.batchnorm import channel_moments
 from torchlipreg.frozen import fixed_function
 
 
@@ -97,10 +97,22 @@ def test_moments_are_those_of_var_mean(shape, dtype, tolerance):
     h = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)).add(2).requires_grad_()
     slow = torch.var_mean(h, [0, *range(2, h.dim())], correction=0)
     results = []
-    for var, mean in (ChannelMoments.apply(h), slow):
+    for var, mean in (channel_moments(h), slow):
         value = (torch.arange(3, dtype=dtype) * var).sum() + mean.square().sum()
         results.append((var, mean, *torch.autograd.grad(value, h)))
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2, 2)])
+def test_moments_have_both_derivatives(shape):
+    h = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(channel_moments, h)
+    assert torch.autograd.gradgradcheck(channel_moments, h)
+
+
+def test_moments_in_half_precision_do_not_overflow():
+    h = torch.tensor([[300.0], [-300.0], [0.0], [0.0]], dtype=torch.float16)
+    assert channel_moments(h)[0].item() == pytest.approx(45000, rel=1e-3)
 
 
 def test_no_trace_is_left(batch):

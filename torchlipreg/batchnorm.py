@@ -8,24 +8,34 @@ import torch
 from torch import Tensor, nn
 
 
-class ChannelMoments(torch.autograd.Function):
-    """Variance and mean of each channel: ``torch.var_mean`` in half its time on a CPU, and in its memory."""
-
+class _ChannelMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the variance (of the population) and the mean over all but axis 1 of h, shape (C,) each."""
-        axes = [0, *range(2, h.dim())]
+        axes = _all_but_channels(h)
         mean = h.mean(axes, keepdim=True)
-        ctx.save_for_backward(h, mean)
-        return (h - mean).square_().mean(axes), mean.flatten()
+        var, mean = (h - mean).square_().mean(axes), mean.flatten()
+        ctx.save_for_backward(h, mean)  # an output, not the mean that broadcasts: else second derivatives miss it
+        return var, mean
 
     @staticmethod
     def backward(ctx: Any, var_gradient: Tensor, mean_gradient: Tensor) -> Tensor:
         """Return (2 (h − mean) ∂var + ∂mean) / number of values."""
         h, mean = ctx.saved_tensors
-        number = h.numel() / mean.numel()
-        gradient: Tensor = (h - mean).mul_(2 / number * var_gradient.view_as(mean))
-        return gradient.add_((mean_gradient / number).view_as(mean))
+        number, shape = h.numel() / len(mean), (1, -1, *[1] * (h.dim() - 2))
+        gradient: Tensor = (h - mean.view(shape)).mul_(2 / number * var_gradient.view(shape))
+        return gradient.add_((mean_gradient / number).view(shape))
+
+
+def channel_moments(h: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the variance (of the population) and the mean over all but axis 1 of h, shape (C,) each."""
+    if h.is_cpu and h.dtype in (torch.float32, torch.float64):  # half the time of var_mean; squares overflow in float16
+        var, mean = _ChannelMoments.apply(h)
+        return var, mean
+    return torch.var_mean(h, _all_but_channels(h), correction=0)
+
+
+def _all_but_channels(h: Tensor) -> list[int]:
+    return [0, *range(2, h.dim())]
 
 
 def tracks_batches(m: nn.Module) -> bool:
@@ -65,7 +75,7 @@ def follow(
         statistics of an input that is normalised already.
     """
     running_mean, running_var = cast(Tensor, buffers["running_mean"]), cast(Tensor, buffers["running_var"])
-    var, mean = ChannelMoments.apply(h)
+    var, mean = channel_moments(h)
     var = (var + eps).clamp_min(torch.finfo(var.dtype).tiny)
     scale = ((running_var + eps) * (var / var.detach())).rsqrt()
     if parameters["weight"] is not None:
