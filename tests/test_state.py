@@ -289,6 +289,17 @@ def test_memory_is_flat_over_200_steps(method, radius):
     assert len(set(counts)) == 1
 
 
+@pytest.mark.parametrize("method", ["tv", "ptv"])
+def test_the_ascent_state_of_pairs_that_live_for_one_call_goes_with_them(method):
+    net, x = mlp(), torch.randn(8, 6)
+    alive = set()
+    for ascent in ASCENTS:
+        penalty = penalty_of(method, ascent=ascent)
+        penalty(net, x)
+        alive.add(tensors())
+    assert len(alive) == 1
+
+
 @pytest.mark.parametrize(("ranks", "looks_again"), [(1, False), (2, False), (3, True)])
 def test_all_ranks_look_at_the_next_batch_together_if_one_of_them_has_no_pairs(monkeypatch, ranks, looks_again):
     penalty = penalty_of("max", num_pairs=2)

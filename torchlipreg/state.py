@@ -27,7 +27,7 @@ class PenaltyState:
         calls: Calls that moved the pairs or were skipped by ``interval``.
         floor: Smallest distance in the input norm that the dtype resolves; None before the first batch was seen.
         pairs: The last call's pairs. Saved only if persistent, that is, if ``stuck`` is set.
-        ascent: The ascent rule's state.
+        ascent: The ascent rule's state; none for local methods.
         counts: Which pairs of a local method count, shape (num_pairs,), bool: not those of rows that were not finite.
         stuck: Persistent pairs to draw anew in the next call, shape (num_pairs,), bool; None for local methods.
         estimate: The largest quotient of the last call, 0-dim.

@@ -108,7 +108,7 @@ class Step:
 
         value = self._reduce(q, counts)
         if self.moves:
-            state.advance(pairs, memory, counts, finite.all(), floor)
+            state.advance(pairs, memory if settings.persistent else {}, counts, finite.all(), floor)
             if settings.persistent:
                 state.stuck = is_stuck(pairs, q.detach(), 0.0 if limit else floor, settings.input_norm)
         return value
