@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-# Models whose parameters were looked at: in each call that would be a walk over all of them.
+# Models that were looked at already, and whether FSDP1 wraps a part of them. In each call it would take ViT-tiny .3 ms.
 _HOLDS_FSDP1: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -99,6 +99,8 @@ def largest_or_raise(value: Tensor, error: Exception | None) -> float:
 
 def check_parallelism(model: Any) -> None:
     """Raise at once where a penalty under this kind of parallelism would hang or be silently wrong.
+
+    What a model is made of is looked at in its first call only: it has to be parallelised before.
 
     Args:
         model: As the training loop calls it, wrappers included.
