@@ -2,26 +2,34 @@
 
 import re
 
-from _mnist_tables import markdown, tables
+from _mnist_recipes import RECIPES
+from _mnist_tables import markdown, robustness, tables
 
 MARKED = re.compile(r"(<!-- mnist (\w+) -->\n).*?(<!-- end mnist \2 -->)", re.DOTALL)
 
 
-def with_tables(readme, results):
-    """The text with each marked place filled from the results: a network's tables, or how they were made."""
+def filled(readme, contents):
+    """The text with each marked place filled whose name is in `contents`."""
 
     def fill(match):
         begin, name, end = match.groups()
-        return f"{begin}{_content(results, name)}\n{end}"
+        return f"{begin}{contents[name]}\n{end}" if name in contents else match.group()
 
     return MARKED.sub(fill, readme)
 
 
-def _content(results, name):
-    if name == "made":
-        versions = ", ".join(f"{library} {version}" for library, version in results.meta["versions"].items())
-        meta = results.meta
-        return f"Made on {meta['date']} by `{meta['command']}` ({versions}; {meta['processor']})."
-    if name not in results.networks():
-        return f"No results of `{name}` yet."
-    return "\n\n".join(markdown(table) for table in tables(results, name))
+def robustness_contents(results):
+    """A network's tables, and how they were made."""
+    contents = {network: f"No results of `{network}` yet." for network in RECIPES}
+    for network in results.networks():
+        contents[network] = "\n\n".join(markdown(table) for table in tables(results, network))
+    return contents | {"made": _made(results.meta)}
+
+
+def settings_contents(results):
+    return {"settings": f"{markdown(robustness(results, 'mlp'))}\n\n{_made(results.meta)}"}
+
+
+def _made(meta):
+    versions = ", ".join(f"{library} {version}" for library, version in meta["versions"].items())
+    return f"Made on {meta['date']} by `{meta['command']}` ({versions}; {meta['processor']})."

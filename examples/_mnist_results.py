@@ -13,6 +13,7 @@ from _mnist_sweep import write, write_json
 
 import torchlipreg
 
+PUBLISHED = Path(__file__).parent / "results"  # what the README's tables are made from
 NAME = "mnist_robustness"
 KEYS = ("network", "recipe", "seed")
 LIBRARIES = ("torch", "torchvision", "secml-torch", "pyautoattack")
@@ -49,7 +50,7 @@ class Results:
         return self.meta["recipes"][network][recipe].get("step time", {}).get("ratio")
 
 
-def collect(jobs, folder, arguments):
+def collect(jobs, folder, command):
     """Results of the jobs that are done as they are set now, with their step times where these were taken."""
     records = [(job, record) for job in jobs if (record := job.record())]
     rows = [dict(zip(KEYS, (job.network, job.name, job.seed), strict=True)) | rec["values"] for job, rec in records]
@@ -61,7 +62,7 @@ def collect(jobs, folder, arguments):
             described["step time"] = times
         recipes.setdefault(job.network, {})[job.name] = described
     meta = {
-        "command": " ".join(["python", "examples/mnist_robustness.py", *arguments]),
+        "command": command,
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "versions": {
             "torchlipreg": torchlipreg.__version__,
@@ -85,34 +86,35 @@ def times_path(folder, network):
     return Path(folder) / f"times-{network}.json"
 
 
-def save(results, folder):
-    names = list(dict.fromkeys(name for row in results.rows for name in row))
+def save(results, folder, name=NAME):
+    columns = list(dict.fromkeys(column for row in results.rows for column in row))
     folder = Path(folder)
 
     def write_rows(path):
         with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names, lineterminator="\n")
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(results.rows)
 
-    write(folder / f"{NAME}.csv", write_rows)
-    write_json(folder / f"{NAME}.json", results.meta)
+    write(folder / f"{name}.csv", write_rows)
+    write_json(folder / f"{name}.json", results.meta)
 
 
-def read(folder):
+def read(folder, name=NAME):
     folder = Path(folder)
-    with (folder / f"{NAME}.csv").open(newline="") as file:
+    with (folder / f"{name}.csv").open(newline="") as file:
         rows = [{k: _number(k, v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
-    return Results(rows, json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8")))
+    return Results(rows, json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
-def command_line(arguments):
+def command_line(script, arguments):
     """The command that makes the results anew, without what is of one machine or of one call only."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for name in ("--data", "--out", "--results"):
         if name in words:
             del words[words.index(name) : words.index(name) + 2]
-    return [word for word in words if word not in ("--collect", "--timing")]
+    words = [word for word in words if word not in ("--collect", "--timing")]
+    return " ".join(["python", f"examples/{script}", *words])
 
 
 def _number(name, text):

@@ -67,7 +67,10 @@ def robustness(results, network):
         "operator norm from ℓ∞ to ℓ∞ of the Jacobian at the first 1,000 images. "
         "time: of a step, relative to plain. A number without ± is of one seed."
     )
-    return Table(title + ("s" if seeds > 1 else ""), ["training", *columns, "‖J‖", "time"], rows, notes)
+    heading = ["training", *columns, "‖J‖", "time"]
+    kept = [i for i in range(len(heading)) if any(row[i] != "–" for row in rows)]
+    heading, *rows = [[row[i] for i in kept] for row in (heading, *rows)]
+    return Table(title + ("s" if seeds > 1 else ""), heading, rows, notes)
 
 
 def _is_shown(results, network, name):

@@ -13,14 +13,13 @@ import torch
 from _mnist_data import load
 from _mnist_evaluation import MEASURES
 from _mnist_figures import draw
-from _mnist_readme import with_tables
+from _mnist_readme import filled, robustness_contents
 from _mnist_recipes import RECIPES
-from _mnist_results import collect, command_line, read, read_times, save, times_path
+from _mnist_results import PUBLISHED, collect, command_line, read, read_times, save, times_path
 from _mnist_sweep import Job, sweep, write_json
 from _mnist_tables import print_tables
 from _mnist_timing import relative_step_times
 
-PUBLISHED = Path(__file__).parent / "results"  # what the README's tables are made from
 QUICK_RECIPES = ["plain", "fgsm", "tv", "max", "tv-warmup"]
 QUICK_MEASURES = ["curves", "norms", "apgd"]
 
@@ -98,7 +97,7 @@ def main(arguments=None):
     options = options_from(arguments)
     if options.readme is not None:
         text = options.readme.read_text(encoding="utf-8")
-        options.readme.write_text(with_tables(text, read(PUBLISHED)), encoding="utf-8")
+        options.readme.write_text(filled(text, robustness_contents(read(PUBLISHED))), encoding="utf-8")
         return None
     torch.set_num_threads(1)  # so small networks gain little from more, and workers would be in one another's way
     if not options.collect:
@@ -107,7 +106,7 @@ def main(arguments=None):
             if set(measures) & set(options.measures):
                 sweep(all_jobs(options, tuple(measures)), options.workers)
         take_times(options)
-    save(collect(all_jobs(options, ()), options.out, command_line(arguments)), options.results)
+    save(collect(all_jobs(options, ()), options.out, command_line("mnist_robustness.py", arguments)), options.results)
     results = read(options.results)
     print_tables(results)
     pictures = draw(results, options.results)

@@ -212,10 +212,10 @@ def test_validation_images_are_neither_trained_on_nor_the_test_images():
 
 
 def test_readme_shows_the_published_results():
-    from _mnist_readme import MARKED, with_tables
-    from _mnist_results import read
-    from mnist_robustness import PUBLISHED
+    from _mnist_readme import MARKED, filled, robustness_contents, settings_contents
+    from _mnist_results import PUBLISHED, read
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {match[1] for match in MARKED.findall(readme)} >= {"made", "mlp"}
-    assert with_tables(readme, read(PUBLISHED)) == readme, "python examples/mnist_robustness.py --readme README.md"
+    contents = robustness_contents(read(PUBLISHED)) | settings_contents(read(PUBLISHED, "mnist_settings"))
+    assert {match[1] for match in MARKED.findall(readme)} == contents.keys()
+    assert filled(readme, contents) == readme, "run examples/mnist_robustness.py and mnist_settings.py with --readme"

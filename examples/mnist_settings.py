@@ -1,0 +1,68 @@
+"""How the settings of `tv` trade clean accuracy for robustness: the report's network, judged on validation images.
+
+    python examples/mnist_settings.py --data FOLDER --workers 2
+
+One thing at a time is changed, one seed each. A stopped sweep goes on where it was. `--readme README.md` fills the
+table of that file from the published results.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from _mnist_readme import filled, settings_contents
+from _mnist_recipes import flip
+from _mnist_results import PUBLISHED, collect, command_line, read, save
+from _mnist_sweep import Job, sweep
+from _mnist_tables import print_tables
+
+NAME = "mnist_settings"
+MEASURES = ("curves", "apgd")
+
+
+def tv(weight=1e-3, **options):
+    return flip(f"weight {weight:g}" + "".join(f", {k} {v}" for k, v in options.items()), "tv", weight, **options)
+
+
+VARIANTS = [
+    *(tv(weight) for weight in (3e-4, 1e-3, 3e-3, 1e-2)),
+    *(tv(radius=radius) for radius in (0.05, 0.2)),
+    tv(5e-2, input_norm=2, radius=1.0),
+    tv(2e-2, power=1),
+    tv(ascent_steps=2),
+    tv(bounds=(0, 1)),
+    tv(interval=8),
+    tv(num_pairs=16),
+]
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--data", default=os.environ.get("TORCHLIPREG_DATA", "out/data"), help="folder of MNIST's files"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/mnist-settings"), help="where each model's numbers are kept"
+    )
+    parser.add_argument("--results", type=Path, help="where the tables go (default: OUT/results)")
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--readme", type=Path, help="only fill this file's marked table, from the published results")
+    options = parser.parse_args(arguments)
+    if options.readme is not None:
+        text = options.readme.read_text(encoding="utf-8")
+        options.readme.write_text(filled(text, settings_contents(read(PUBLISHED, NAME))), encoding="utf-8")
+        return
+    torch.set_num_threads(1)
+    jobs = [
+        Job("mlp", recipe.label, recipe, 0, MEASURES, options.data, "validation", False, options.out)
+        for recipe in VARIANTS
+    ]
+    sweep(jobs, options.workers)
+    results = collect(jobs, options.out, command_line("mnist_settings.py", arguments))
+    save(results, options.results or options.out / "results", NAME)
+    print_tables(results)
+
+
+if __name__ == "__main__":
+    main()
