@@ -21,6 +21,14 @@ COLUMNS = {  # heading: name in the results
     "AutoAttack 2 1.0": "autoattack l2 1.0",
     "noise .8": "noise 0.8",
 }
+NOTES = {  # what a column's heading starts with: what is to be known of it
+    "PGD": "PGD: 20 steps, on every fifth image.",
+    "APGD": "APGD: the two gradient attacks of AutoAttack, on the first 1,000 images.",
+    "AutoAttack": "AutoAttack: the standard four attacks, on the first 1,000 images.",
+    "noise": "Noise is added as it is, without a clamp to [0, 1].",
+    "‖J‖": "‖J‖: the largest operator norm from ℓ∞ to ℓ∞ of the Jacobian at the first 1,000 images.",
+    "time": "time: of a step, relative to plain.",
+}
 REPORT_ASCENTS = {
     "max": ("SGD", 299.7, 0.25),
     "max-nesterov": ("NAG", 258.2, 0.2188),
@@ -56,21 +64,17 @@ def robustness(results, network):
         ]
         for recipe in recipes
     ]
-    seeds = len({row["seed"] for row in results.rows if row["network"] == network})
-    words = results.meta["images"].split(" of ")
-    title = (
-        f"{network}: accuracy on the {words[0]} of {words[1]} in per cent, mean ± standard deviation of {seeds} seed"
-    )
-    notes = (
-        "PGD: 20 steps, on every fifth image. APGD: the two gradient attacks of AutoAttack; AutoAttack: the standard "
-        "four; both on the first 1,000 images. Noise is added as it is, without a clamp to [0, 1]. ‖J‖: the largest "
-        "operator norm from ℓ∞ to ℓ∞ of the Jacobian at the first 1,000 images. "
-        "time: of a step, relative to plain. A number without ± is of one seed."
-    )
     heading = ["training", *columns, "‖J‖", "time"]
     kept = [i for i in range(len(heading)) if any(row[i] != "–" for row in rows)]
     heading, *rows = [[row[i] for i in kept] for row in (heading, *rows)]
-    return Table(title + ("s" if seeds > 1 else ""), heading, rows, notes)
+    seeds = len({row["seed"] for row in results.rows if row["network"] == network})
+    spread_of = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    words = results.meta["images"].split(" of ")
+    title = f"{network}: accuracy on the {words[0]} of {words[1]} in per cent, {spread_of}"
+    notes = [text for start, text in NOTES.items() if any(head.startswith(start) for head in heading)]
+    if seeds > 1:
+        notes.append("A number without ± is of one seed.")
+    return Table(title, heading, rows, " ".join(notes))
 
 
 def _is_shown(results, network, name):
