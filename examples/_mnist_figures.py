@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from _mnist_evaluation import STRENGTHS
 from _report import STYLES
+from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter, NullLocator
 
 CURVES = ("plain", "fgsm", "pgd", "trades", "tv", "sum", "max")  # as many as a picture can hold
@@ -100,7 +101,8 @@ def _place(axis, labels):
             arrow = {"arrowstyle": "-", "color": colour, "alpha": 0.4, "shrinkB": 3} if abs(offset) > 12 else None
             style = {"color": colour, "fontsize": 10, "va": "center", "arrowprops": arrow}
             note = axis.annotate(text, (x, y), (10, offset), textcoords="offset points", **style)
-            box = note.get_window_extent()
+            note.update_positions(axis.figure.canvas.get_renderer())
+            box = Text.get_window_extent(note)  # of the words alone, not of the line to the point
             inside = axis.bbox.y0 < box.y0 and box.y1 < axis.bbox.y1
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
