@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from _attacks import autoattack, fgsm, gaussian_noise, pgd
 from _report import plot_curves, print_table
+from _rivals import fgsm_training
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
@@ -55,11 +56,12 @@ class Training:
 
     def step(self, x, y):
         if self.adversarial:
-            x = sign_step(self.model, x, y)
-        outputs = self.model(x)
-        loss = F.cross_entropy(outputs, y)
-        if self.penalty is not None:
-            loss = loss + self.penalty(self.model, x, outputs)  # the one added line
+            loss = fgsm_training(self.model, x, y, TRAINING_EPSILON)
+        else:
+            outputs = self.model(x)
+            loss = F.cross_entropy(outputs, y)
+            if self.penalty is not None:
+                loss = loss + self.penalty(self.model, x, outputs)  # the one added line
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -67,13 +69,6 @@ class Training:
     def epoch(self, x, y, batch_size=128):
         for rows in torch.randperm(len(x)).split(batch_size):
             self.step(x[rows], y[rows])
-
-
-def sign_step(model, x, y):
-    """The adversarial training to compare with: the worst corner of the ε-cube, to first order."""
-    x = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), y), x)
-    return (x + TRAINING_EPSILON * gradient.sign()).clamp(0, 1).detach()
 
 
 def load_data():
