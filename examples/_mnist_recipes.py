@@ -15,6 +15,7 @@ class Recipe:
     loss: Callable = plain  # of _rivals.py
     arguments: dict = field(default_factory=dict)  # of the loss
     penalty: dict | None = None  # arguments of LipschitzPenalty, which is added to the loss
+    weight_gamma: float | None = None  # factor of the penalty's weight after each epoch
     radius_decay: dict | None = None  # arguments of RadiusDecay, stepped once per epoch
     discrepancy: dict | None = None  # arguments of DiscrepancyWeight, stepped by the running training accuracy
 
@@ -24,7 +25,8 @@ class Recipe:
         words = {"loss": f"{self.loss.__name__}({arguments})"}
         if self.penalty is not None:
             words["penalty"] = repr(LipschitzPenalty(**self.penalty))
-        return words | {name: str(value) for name in ("radius_decay", "discrepancy") if (value := getattr(self, name))}
+        schedules = ("weight_gamma", "radius_decay", "discrepancy")
+        return words | {name: str(value) for name in schedules if (value := getattr(self, name))}
 
 
 EPSILON = {"epsilon": 0.1}

@@ -54,6 +54,8 @@ class Training:
         rows = torch.randperm(len(x), generator=self.batches)
         for batch in rows[: len(x) - len(x) % BATCH].split(BATCH):
             self.step(x[batch], y[batch])
+        if self.recipe.weight_gamma is not None:
+            self.penalty.weight *= self.recipe.weight_gamma
         if self.radius_decay is not None:
             self.radius_decay.step()
 

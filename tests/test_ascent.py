@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from torchlipreg.ascent import Adam, Momentum, Nesterov, Power, ascend, on_sphere, where_state
-from torchlipreg.norms import batch_norm
+from torchlipreg.norms import batch_norm, norm_gradient
 from torchlipreg.objective import pair_differences, pair_quotients
 from torchlipreg.pairs import PairSet
 
@@ -31,8 +31,10 @@ def draw_pairs(n=5, dim=4):
 def climb(pairs, rule, steps, *, f=f, p=2, q=2, anchored=False, project=lambda z: z, state=None):
     def objective(z):
         if isinstance(rule, Power):
-            return batch_norm(pair_differences(f, z, limit=False), q)
-        return quotients(z, f, p, q) ** 2
+            difference = pair_differences(f, z, limit=False)
+            return difference, norm_gradient(difference.detach(), q)
+        squares = quotients(z, f, p, q) ** 2
+        return squares, torch.ones_like(squares)
 
     state = rule.start(pairs) if state is None else state
     return ascend(pairs, state, rule, objective, steps=steps, anchored=anchored, project=project)
@@ -73,10 +75,11 @@ def test_nesterov_accelerates():
 
     def error_after(rule):
         def objective(z):
-            return -(curvature * (z.x**2 + z.x_prime**2)).sum(1) / 2
+            height = -(curvature * (z.x**2 + z.x_prime**2)).sum(1) / 2
+            return height, torch.ones_like(height)
 
         pairs, _ = ascend(start, rule.start(start), rule, objective, steps=60, anchored=False, project=lambda z: z)
-        return -objective(pairs).item()
+        return -objective(pairs)[0].item()
 
     assert error_after(Nesterov(1.0)) < 0.5 * error_after(Momentum(1.0, 0.0))
 
@@ -138,7 +141,8 @@ def test_a_power_step_up_the_difference_is_one_up_the_squared_quotient_at_its_di
         return torch.tanh(x @ weights[0].T) @ weights[1].T
 
     def squared_quotient(z):
-        return (batch_norm(net(z.x_prime) - net(z.x), q) / pairs.distance(p)) ** 2
+        squares = (batch_norm(net(z.x_prime) - net(z.x), q) / pairs.distance(p)) ** 2
+        return squares, torch.ones_like(squares)
 
     fast = climb(pairs, rule, 1, f=net, p=p, q=q, anchored=True)[0]
     slow = ascend(pairs, {}, rule, squared_quotient, steps=1, anchored=True, project=lambda z: z)[0]

@@ -238,3 +238,7 @@ def test_repr_rebuilds_the_penalty():
     assert (twin.weight, twin.radius) == (0.5, 0.2)
     for shown in ("'ptv'", "weight=0.5", "radius=0.2", "input_norm=inf", "interval=2"):
         assert shown in repr(penalty)
+
+
+def test_repr_names_a_function_without_its_address():
+    assert "output=mlp," in repr(LipschitzPenalty("tv", output=mlp))

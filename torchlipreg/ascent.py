@@ -3,7 +3,8 @@
 ``ascend`` is the loop; a rule is one step of it. A rule's state is a dict of pair sets, one entry per pair (a
 number per pair is a column of shape (N, 1, …)), so that pairs can be re-seeded, saved and dealt out to ranks one by
 one. Gradient rules climb q², which is differentiable on level sets f(x) = f(x′), where q is not (Property 15). Power
-steps keep the distance and look at the gradient's direction only: for them ‖f(x) − f(x′)‖ does as well.
+steps keep the distance and look at the gradient's direction only: for them ‖f(x) − f(x′)‖ does as well, whose gradient
+is Jᵀ(f(x′) − f(x)) for ℓ2, up to a factor.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch import Tensor
 from torchlipreg.norms import per_row, rescale, steepest_direction
 from torchlipreg.pairs import PairSet
 
-Objective = Callable[[PairSet], Tensor]  # pairs -> what each of them climbs, shape (N,)
+# pairs -> y and u, one row each: the ascent follows the gradient of Σ ⟨uᵢ, yᵢ⟩, u held fixed. For numbers y, u = 1.
+Objective = Callable[[PairSet], tuple[Tensor, Tensor]]
 State = dict[str, PairSet]
 
 
@@ -52,7 +54,7 @@ def ascend(
         pairs: Starting pairs, shape (N, *).
         state: The rule's state.
         rule: How to step.
-        objective: From pairs to what each climbs, shape (N,): qᵢ², or ‖f(xᵢ) − f(x′ᵢ)‖ for power steps.
+        objective: From pairs to what each climbs: qᵢ², or ‖f(xᵢ) − f(x′ᵢ)‖ for power steps.
         steps: How many steps.
         anchored: Keep x fixed; only x′ moves.
         project: Back to the domain after each step.
@@ -66,7 +68,7 @@ def ascend(
         moved = project(moved)
         distance = moved.distance(math.inf)
         # Refused: a step without a direction or back onto x, and the NaN of a diverged model's gradient.
-        sound = ~(distance / distance).isnan()  # as 0/0 and ∞/∞ are
+        sound = distance / distance == 1  # 0/0 and ∞/∞ are NaN
         pairs, state = moved.where(sound, pairs), where_state(sound, new_state, state)
     return pairs, state
 
@@ -76,9 +78,9 @@ def pair_gradient(objective: Objective, pairs: PairSet, anchored: bool) -> PairS
     with torch.enable_grad():
         x, x_prime = pairs.x.detach(), pairs.x_prime.detach().requires_grad_()
         moving = [x_prime] if anchored else [x.requires_grad_(), x_prime]
-        value = objective(PairSet(x, x_prime)).sum()
+        y, u = objective(PairSet(x, x_prime))
         # autograd.grad, not backward(): the ascent must not touch the parameters' .grad
-        gradients = torch.autograd.grad(value, moving, materialize_grads=True)
+        gradients = torch.autograd.grad(y, moving, u, materialize_grads=True)
     return PairSet(torch.zeros_like(x) if anchored else gradients[0], gradients[-1])
 
 

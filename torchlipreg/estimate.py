@@ -12,10 +12,10 @@ from torchlipreg.ascent import Power, ascend
 from torchlipreg.checks import check_bounds, check_count, check_norm, check_number, check_points, check_values
 from torchlipreg.frozen import fixed_function
 from torchlipreg.modules import compute_dtype
-from torchlipreg.norms import batch_norm, rescale
+from torchlipreg.norms import batch_norm, norm_gradient, rescale
 from torchlipreg.objective import pair_differences
 from torchlipreg.pairs import PairSet, draw_from_data, draw_in_ball
-from torchlipreg.quotient import distance_floor
+from torchlipreg.quotient import distance_floor, quotient
 
 SHRINK = 0.01  # from the distance of two data points to this part of it, geometrically over the steps
 
@@ -111,6 +111,7 @@ def _largest_quotient(
     else:
         pairs = draw_in_ball(x, 1.0 if limit else radius, input_norm, generator, on_sphere=True)
     found = x.new_zeros(())
+    smallest = torch.finfo(x.dtype).tiny if limit else floor
 
     def project(pairs: PairSet) -> PairSet:
         if limit:
@@ -121,12 +122,12 @@ def _largest_quotient(
         with torch.no_grad():
             fx = None if limit else f(pairs.x)
 
-        def objective(pairs: PairSet) -> Tensor:
+        def objective(pairs: PairSet) -> tuple[Tensor, Tensor]:
             nonlocal found
-            height = batch_norm(pair_differences(f, pairs, fx, limit=limit), output_norm)
-            distance = pairs.distance(input_norm).clamp_min(torch.finfo(x.dtype).tiny if limit else floor)
-            found = torch.maximum(found, (height / distance).detach().amax())
-            return height
+            difference = pair_differences(f, pairs, fx, limit=limit)
+            fixed, distance = difference.detach(), pairs.distance(input_norm).detach()
+            found = torch.maximum(found, quotient(fixed, distance, smallest, output_norm).amax())
+            return difference, norm_gradient(fixed, output_norm)
 
         rule = Power(input_norm, anchored=True)
         pairs, _ = ascend(pairs, {}, rule, objective, steps=steps, anchored=True, project=project)

@@ -58,6 +58,19 @@ def steepest_direction(gradient: Tensor, p: float) -> Tensor:
     return torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
 
 
+def norm_gradient(v: Tensor, p: float) -> Tensor:
+    """Return the gradient of ‖vᵢ‖ₚ at each row, up to a positive factor per row: a vector that is dual to vᵢ.
+
+    Args:
+        v: Vectors, shape (N, *).
+        p: 1, 2 or ``math.inf``.
+
+    Returns:
+        Gradients, shape (N, *): v itself for ℓ2, its signs for ℓ1, the sign of its largest coordinate for ℓ∞.
+    """
+    return v if p == 2 else steepest_direction(v, dual_exponent(p))
+
+
 def rescale(v: Tensor, length: Tensor | float, p: float) -> Tensor:
     """Return v with each row stretched to ‖vᵢ‖ₚ = lengthᵢ: the projection on a sphere around zero.
 

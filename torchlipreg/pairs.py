@@ -54,7 +54,7 @@ class PairSet(NamedTuple):
 def all_finite(x: Tensor) -> Tensor:
     """Return, for each row of x, shape (N, *), whether its sum, and so each coordinate, is finite: shape (N,)."""
     sums = x.reshape(len(x), x.shape[1:].numel()).sum(1)
-    return ~(sums - sums).isnan()  # ∞ − ∞ is NaN; a tenth of the time of x.isfinite().all(1) on a CPU
+    return sums - sums == 0  # ∞ − ∞ is NaN; a tenth of the time of x.isfinite().all(1) on a CPU
 
 
 def draw_from_data(x: Tensor, num_pairs: int, generator: torch.Generator) -> PairSet:

@@ -117,11 +117,11 @@ class LipschitzPenalty:
         self._reuse = OutputReuse()
 
     def __repr__(self) -> str:
-        """Show the mutable attributes and the settings."""
-        settings = vars(self.settings).copy()
-        method = settings.pop("method")
-        arguments = {"weight": self.weight, "radius": self.radius, **settings}
-        return f"LipschitzPenalty({method!r}, {', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
+        """Show the mutable attributes and the settings; a function by its name."""
+        arguments = {"weight": self.weight, "radius": self.radius, **vars(self.settings)}
+        method = arguments.pop("method")
+        shown = (f"{name}={getattr(value, '__qualname__', repr(value))}" for name, value in arguments.items())
+        return f"LipschitzPenalty({method!r}, {', '.join(shown)})"
 
     @property
     def weight(self) -> float:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.ascent import ascend
+from torchlipreg.ascent import Objective, ascend
 from torchlipreg.checks import check_values
 from torchlipreg.distributed import largest_or_raise, reduce_max, reduce_mean
 from torchlipreg.frozen import FixedFunction, fixed_function
 from torchlipreg.methods import ascent_rule, check_size, choose_points, is_stuck, projection, start
 from torchlipreg.modules import compute_dtype
-from torchlipreg.norms import batch_norm
+from torchlipreg.norms import batch_norm, norm_gradient
 from torchlipreg.objective import pair_differences, pair_quotients
 from torchlipreg.pairs import PairSet, all_finite
 from torchlipreg.quotient import distance_floor
@@ -139,11 +139,18 @@ class Step:
 
     def _objective(
         self, f: FixedFunction, anchor: Tensor | None, quotients: Callable[..., Tensor], limit: bool
-    ) -> Callable[[PairSet], Tensor]:
+    ) -> Objective:
         """Return what the ascent climbs: see :mod:`torchlipreg.ascent`."""
-        if self.settings.ascent != "power":
-            return lambda pairs: quotients(f, pairs, anchor).square()
-        return lambda pairs: batch_norm(pair_differences(f, pairs, anchor, limit=limit), self.settings.output_norm)
+
+        def squares(pairs: PairSet) -> tuple[Tensor, Tensor]:
+            squared = quotients(f, pairs, anchor).square()
+            return squared, torch.ones_like(squared)
+
+        def heights(pairs: PairSet) -> tuple[Tensor, Tensor]:
+            difference = pair_differences(f, pairs, anchor, limit=limit)
+            return difference, norm_gradient(difference.detach(), self.settings.output_norm)
+
+        return heights if self.settings.ascent == "power" else squares
 
     def _reduce(self, q: Tensor, counts: Tensor | None) -> Tensor:
         """Return the penalty's value from the quotients, zero where they do not count, and note the largest."""
