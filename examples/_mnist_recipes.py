@@ -33,9 +33,14 @@ EPSILON = {"epsilon": 0.1}
 WARMUP = {"target": 0.9, "increment": 0.0, "warmup": True}
 
 
-def flip(label, method, weight, loss=plain, arguments=None, discrepancy=None, **options):
+def root_probabilities(logits):
+    """Their distance is Hellinger's: it tells apart what the cross-entropy tells apart, and ignores the rest."""
+    return (logits.log_softmax(1) / 2).exp()
+
+
+def flip(label, method, weight, loss=plain, arguments=None, weight_gamma=None, discrepancy=None, **options):
     penalty = {"method": method, "weight": weight, "input_norm": math.inf} | options  # against attacks bounded in ℓ∞
-    return Recipe(label, loss, arguments or {}, penalty, discrepancy=discrepancy)
+    return Recipe(label, loss, arguments or {}, penalty, weight_gamma, discrepancy=discrepancy)
 
 
 RIVALS = {
@@ -55,16 +60,21 @@ GLOBAL = {  # pairs between different data points, and pairs close to one
     "max-adam": flip("max, Adam", "max", 1e-2, ascent="adam"),
     "max-warmup": flip("max after warm-up", "max", 1e-2, discrepancy=WARMUP),
 }
+ROOTS = {"output": root_probabilities}
 MLP = {
-    "tv": flip("tv", "tv", 7e-4),
-    "tv-strong": flip("tv, strong", "tv", 3e-3),
-    "tv-half": flip("tv, every 2nd step", "tv", 2e-3, interval=2),
-    "tv-interval": flip("tv, every 8th step", "tv", 1e-3, interval=8),
-    "tv-eighth": flip("tv, an eighth", "tv", 2e-3, num_pairs=16),
-    "ptv": flip("ptv", "ptv", 7e-4),
-    "tv-warmup": flip("tv after warm-up", "tv", 7e-4, discrepancy=WARMUP),
-    "tv+fgsm": flip("tv + FGSM training", "tv", 7e-4, fgsm_training, EPSILON),
-    "tv+differences": flip("tv + loss differences", "tv", 3e-4, finite_differences, {"weight": 0.03, "power": 1}),
+    "tv": flip("tv", "tv", 0.4, weight_gamma=0.4, num_pairs=64, **ROOTS),
+    "tv-strong": flip("tv, strong", "tv", 0.4, weight_gamma=0.6, num_pairs=96, **ROOTS),
+    "tv-eighth": flip("tv, an eighth", "tv", 0.3, weight_gamma=0.5, num_pairs=64, interval=4, **ROOTS),
+    "tv-whole": flip("tv, whole batch", "tv", 0.4, weight_gamma=0.4, **ROOTS),
+    "logits": flip("tv on logits", "tv", 7e-4),
+    "logits-strong": flip("tv on logits, strong", "tv", 3e-3),
+    "logits-interval": flip("tv on logits, every 8th step", "tv", 1e-3, interval=8),
+    "logits-ptv": flip("ptv on logits", "ptv", 7e-4),
+    "logits-warmup": flip("tv on logits after warm-up", "tv", 7e-4, discrepancy=WARMUP),
+    "logits+fgsm": flip("tv on logits + FGSM training", "tv", 7e-4, fgsm_training, EPSILON),
+    "logits+differences": flip(
+        "tv on logits + loss differences", "tv", 3e-4, finite_differences, {"weight": 0.03, "power": 1}
+    ),
 }
 CONV = {
     "tv": flip("tv", "tv", 1e-3, radius=0.2),

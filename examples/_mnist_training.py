@@ -29,6 +29,9 @@ class Training:
             self.discrepancy = DiscrepancyWeight(self.penalty, **recipe.discrepancy)
         if recipe.radius_decay is not None:
             self.radius_decay = RadiusDecay(self.penalty, **recipe.radius_decay)
+        self.weight_gamma = recipe.weight_gamma
+        if quick and recipe.weight_gamma is not None:  # as small in the end
+            self.weight_gamma **= EPOCHS[network] / QUICK_EPOCHS
         self.hits = deque(maxlen=RUNNING)
         self.steps = 0
 
@@ -54,8 +57,8 @@ class Training:
         rows = torch.randperm(len(x), generator=self.batches)
         for batch in rows[: len(x) - len(x) % BATCH].split(BATCH):
             self.step(x[batch], y[batch])
-        if self.recipe.weight_gamma is not None:
-            self.penalty.weight *= self.recipe.weight_gamma
+        if self.weight_gamma is not None:
+            self.penalty.weight *= self.weight_gamma
         if self.radius_decay is not None:
             self.radius_decay.step()
 

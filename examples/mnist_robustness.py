@@ -20,7 +20,7 @@ from _mnist_sweep import Job, sweep, write_json
 from _mnist_tables import print_tables
 from _mnist_timing import relative_step_times
 
-QUICK_RECIPES = ["plain", "fgsm", "tv", "max", "tv-warmup"]
+QUICK_RECIPES = ["plain", "fgsm", "tv", "max", "logits-warmup"]
 QUICK_MEASURES = ["curves", "norms", "apgd"]
 
 
