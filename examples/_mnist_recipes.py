@@ -77,11 +77,13 @@ MLP = {
     ),
 }
 CONV = {
-    "tv": flip("tv", "tv", 1e-3, radius=0.2),
-    "tv-strong": flip("tv, strong", "tv", 3e-3, radius=0.2),
-    "tv-narrow": flip("tv, radius 0.1", "tv", 1e-3),
-    "tv-interval": flip("tv, every 4th step", "tv", 3e-3, radius=0.2, interval=4),
+    "tv": flip("tv", "tv", 0.4, weight_gamma=0.3, radius=0.16, ascent_steps=3, **ROOTS),
+    "tv-cheap": flip("tv, 1 ascent step", "tv", 0.4, weight_gamma=0.3, radius=0.2, **ROOTS),
+    "tv-half": flip("tv, half a batch", "tv", 0.6, weight_gamma=0.2, radius=0.2, ascent_steps=3, num_pairs=64, **ROOTS),
+    "logits": flip("tv on logits", "tv", 1e-3, radius=0.2),
+    "logits-strong": flip("tv on logits, strong", "tv", 3e-3, radius=0.2),
+    "logits-narrow": flip("tv on logits, radius 0.1", "tv", 1e-3),
     "fgsm-wide": Recipe("FGSM training, ε .2, unclamped", fgsm_training, {"epsilon": 0.2, "bounds": None}),
-    "tv+fgsm": flip("tv + FGSM training", "tv", 1e-3, fgsm_training, EPSILON, radius=0.2),
+    "tv+fgsm": flip("tv + FGSM training", "tv", 0.2, fgsm_training, EPSILON, weight_gamma=0.3, radius=0.16, **ROOTS),
 }
 RECIPES = {"mlp": RIVALS | MLP | GLOBAL, "conv": RIVALS | CONV | {"max": GLOBAL["max"]}}
