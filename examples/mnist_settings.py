@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from _mnist_readme import filled, settings_contents
-from _mnist_recipes import flip
+from _mnist_recipes import flip, root_probabilities
 from _mnist_results import PUBLISHED, collect, command_line, read, save
 from _mnist_sweep import Job, sweep
 from _mnist_tables import print_tables
@@ -22,7 +22,12 @@ MEASURES = ("curves", "apgd")
 
 
 def tv(weight=1e-3, **options):
-    return flip(f"weight {weight:g}" + "".join(f", {k} {v}" for k, v in options.items()), "tv", weight, **options)
+    shown = {name: getattr(value, "__name__", value) for name, value in options.items()}
+    return flip(f"weight {weight:g}" + "".join(f", {k} {v}" for k, v in shown.items()), "tv", weight, **options)
+
+
+def roots(weight, **options):
+    return tv(weight, output=root_probabilities, **options)
 
 
 VARIANTS = [
@@ -34,6 +39,10 @@ VARIANTS = [
     tv(bounds=(0, 1)),
     tv(interval=8),
     tv(num_pairs=16),
+    tv(3e-3, weight_gamma=0.4),
+    *(roots(weight) for weight in (2e-2, 1e-1)),
+    *(roots(0.4, weight_gamma=gamma) for gamma in (0.3, 0.4, 0.6)),
+    *(roots(0.4, weight_gamma=0.4, num_pairs=pairs) for pairs in (64, 16)),
 ]
 
 

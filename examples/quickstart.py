@@ -9,12 +9,13 @@ several seeds of each; then one table, and one picture of accuracy against the s
 import argparse
 import math
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from _attacks import autoattack, fgsm, gaussian_noise, pgd
+from _benchmark_measure import interleaved
 from _report import plot_curves, print_table
 from _rivals import fgsm_training
 from sklearn.datasets import load_digits
@@ -100,16 +101,15 @@ def accuracy_under_autoattack(model, x, y):
 
 
 def relative_step_times(x, y, rounds):
-    """Time per step relative to plain training. The ways take turns, so that a busy machine slows all of them alike."""
-    trainings = {way: Training(way, seed=0) for way in PENALTIES}
-    seconds = {way: [] for way in PENALTIES}
-    for _ in range(rounds + 1):
-        for way, training in trainings.items():
-            start = time.perf_counter()
-            for _ in range(10):  # a multiple of every `interval`
-                training.step(x[:128], y[:128])
-            seconds[way].append(time.perf_counter() - start)
-    median = {way: statistics.median(times[1:]) for way, times in seconds.items()}  # the first round warms up
+    """Time per step relative to plain training."""
+
+    def steps(training):
+        for _ in range(10):  # a multiple of every `interval`
+            training.step(x[:128], y[:128])
+
+    runs = {way: partial(steps, Training(way, seed=0)) for way in PENALTIES}
+    interleaved(runs, "cpu", 1, math.inf)  # warms up
+    median = {way: statistics.median(times) for way, times in interleaved(runs, "cpu", rounds, math.inf).items()}
     return {way: median[way] / median["plain"] for way in PENALTIES}
 
 
