@@ -50,6 +50,7 @@ RIVALS = {
     "pgd": Recipe("PGD-10 training", pgd_training, EPSILON),
     "trades": Recipe("TRADES, β 6", trades, EPSILON),
     "differences-squared": Recipe("loss differences, squared", finite_differences, {"weight": 0.005}),
+    "differences-light": Recipe("loss differences, squared, light", finite_differences, {"weight": 0.003}),
     "differences": Recipe("loss differences, plain", finite_differences, {"weight": 0.05, "power": 1}),
 }
 GLOBAL = {  # pairs between different data points, and pairs close to one
