@@ -32,23 +32,22 @@ def timm_model(name, size, classes=10, **options):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to train: how to build it for images of a size, its default size and batch on a CPU, its channels."""
+    """A model to train: how to build it for images of a size, its default size on a CPU, its channels."""
 
     build: Callable[[int], nn.Module]
     size: int
-    batch: int
     channels: int = 3
 
-    def defaults(self, device):
-        """Return image size and batch size: larger ones for a GPU, which these would leave idle."""
-        return (self.size, self.batch) if device == "cpu" or self.channels == 1 else (224, 128)
+    def image_size(self, device):
+        """Return the default image size: larger for a GPU, which the other would leave idle."""
+        return self.size if device == "cpu" or self.channels == 1 else 224
 
 
 SUBJECTS = {
-    "two-layer": Subject(lambda size: mlp(size**2, 64, 10), 8, 128, channels=1),
-    "mlp": Subject(lambda size: mlp(size**2, 200, 80, 10), 28, 128, channels=1),
+    "two-layer": Subject(lambda size: mlp(size**2, 64, 10), 8, channels=1),
+    "mlp": Subject(lambda size: mlp(size**2, 200, 80, 10), 28, channels=1),
     **{
-        name: Subject(partial(timm_model, name), 64, 32)
+        name: Subject(partial(timm_model, name), 64)
         for name in ("resnet18", "resnet50", "vit_tiny", "vit_small", "vit_base")
     },
 }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from _rivals import fgsm_training, finite_differences, pgd_training, plain, trades
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.outputs import root_probabilities
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,6 @@ class Recipe:
 
 EPSILON = {"epsilon": 0.1}
 WARMUP = {"target": 0.9, "increment": 0.0, "warmup": True}
-
-
-def root_probabilities(logits):
-    """Their distance is Hellinger's: it tells apart what the cross-entropy tells apart, and ignores the rest."""
-    return (logits.log_softmax(1) / 2).exp()
 
 
 def flip(label, method, weight, loss=plain, arguments=None, weight_gamma=None, discrepancy=None, **options):

@@ -1,6 +1,6 @@
 """What a penalised training step costs, next to a plain one and to what a user would train with instead.
 
-    python examples/benchmark_step.py                                   # about six minutes on one CPU core
+    python examples/benchmark_step.py                                   # about ten minutes on one CPU core
     python examples/benchmark_step.py --models resnet50 vit_small --seconds 300
     python examples/benchmark_step.py --device cuda --autocast --compile
     python examples/benchmark_step.py --scaling                         # curves over batch, width, classes, share
@@ -34,9 +34,9 @@ def make_parser():
     parser.add_argument("--models", nargs="+", choices=SUBJECTS, help=f"default on a CPU: {' '.join(MODELS['cpu'])}")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--image-size", type=int, help="in pixels; default by model, 224 on a GPU")
-    parser.add_argument("--batch-size", type=int, help="default by model")
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=40, help="rounds at most, in each of which all take a turn")
-    parser.add_argument("--seconds", type=float, default=100, help="of timing for each model, after which rounds end")
+    parser.add_argument("--seconds", type=float, default=200, help="of timing for each model, after which rounds end")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--autocast", action="store_true", help="bfloat16 in the forwards of the training loop")
     parser.add_argument("--compile", action="store_true", help="time torch.compile(model)")
@@ -59,8 +59,7 @@ def command(parser, options):
 
 def bench(name, options):
     subject = SUBJECTS[name]
-    size, batch = subject.defaults(options.device)
-    size, batch = options.image_size or size, options.batch_size or batch
+    size, batch = options.image_size or subject.image_size(options.device), options.batch_size
     if options.quick:
         size, batch = min(size, 32), 16
     torch.manual_seed(0)

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import torch
 from _mnist_readme import filled, settings_contents
-from _mnist_recipes import flip, root_probabilities
+from _mnist_recipes import flip
 from _mnist_results import PUBLISHED, collect, command_line, read, save
 from _mnist_sweep import Job, sweep
 from _mnist_tables import print_tables
+
+from torchlipreg.outputs import root_probabilities
 
 NAME = "mnist_settings"
 MEASURES = ("curves", "apgd")

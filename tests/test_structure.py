@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 CORE = sorted((ROOT / "torchlipreg").glob("*.py"))
 INTEGRATIONS = sorted((ROOT / "integrations").glob("*.py"))
 LAYERS = [  # a module imports from the layers above it in this list only
-    {"norms", "distributed", "batchnorm"},
+    {"norms", "distributed", "batchnorm", "outputs"},
     {"checks", "modules"},
     {"pairs", "quotient", "frozen", "settings", "schedules"},
     {"ascent", "jacobian", "reuse"},

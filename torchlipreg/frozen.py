@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -16,6 +16,7 @@ from torchlipreg.batchnorm import can_follow, follow, tracks_batches
 from torchlipreg.checks import check_output
 from torchlipreg.distributed import check_forward_mode, is_sharded
 from torchlipreg.modules import all_modules, compiled_module, parameter_dtype, train_signature, unwrap
+from torchlipreg.outputs import default_output
 
 Function = Callable[[Tensor], Tensor]
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
@@ -49,7 +50,7 @@ def fixed_function(
     Args:
         model: Function, ``nn.Module``, or one wrapped in DDP, DataParallel, FSDP or ``torch.compile``. The modules
             that a plain function or lambda uses are found by :func:`torchlipreg.modules.find_modules`.
-        output: From the model's return value to the tensor that counts; default :func:`default_output`.
+        output: From the model's return value to the tensor that counts; default ``default_output``.
         eager: Step around ``torch.compile``, for transforms that it does not support (``torch.func.jvp``).
 
     Raises:
@@ -137,19 +138,6 @@ class FixedFunction:
             if "torch._dynamo" in sys.modules:  # a graph of its own for this one forward would be a waste
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             return self(x)
-
-
-def default_output(y: Any) -> Any:
-    """Return the tensor to penalise: a tensor itself, ``.logits``, ``["logits"]``, or else the first element."""
-    if isinstance(y, Tensor):
-        return y
-    if getattr(y, "logits", None) is not None:
-        return y.logits
-    if isinstance(y, Mapping) and y:
-        return y["logits"] if "logits" in y else next(iter(y.values()))
-    if isinstance(y, (tuple, list)) and y:
-        return y[0]
-    return y
 
 
 class _FrozenState:

@@ -61,7 +61,7 @@ class LipschitzPenalty:
         noise: σ ≥ 0 of Gaussian noise on fresh pairs, in input units (Remark 2); an anchored x gets none.
         interval: Apply the penalty in every k-th call, times k; the calls between return zero.
         output: From the model's return value to the tensor to penalise. Default: a tensor, ``.logits``,
-            ``["logits"]``, or the first element.
+            ``["logits"]``, or the first element. :func:`torchlipreg.outputs.root_probabilities` suits classifiers.
         seed: Of the penalty's own generator, ≥ 0; each rank derives its own from it.
 
     Raises:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchlipreg.checks import check_output
 from torchlipreg.distributed import largest
-from torchlipreg.frozen import FixedFunction, default_output
+from torchlipreg.frozen import FixedFunction
+from torchlipreg.outputs import default_output
 
 TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
 

@@ -1,0 +1,60 @@
+"""What of a model's output is penalised: the square roots of probabilities."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from torchlipreg import LipschitzPenalty, operator_norm
+from torchlipreg.outputs import root_probabilities
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def test_their_distance_is_hellingers():
+    p, q = draw(6, 4), draw(6, 4, seed=1)
+    distance = torch.linalg.vector_norm(root_probabilities(p) - root_probabilities(q), dim=1)
+    affinity = (p.softmax(1) * q.softmax(1)).sqrt().sum(1)  # Bhattacharyya's: H² = 1 − affinity
+    torch.testing.assert_close(distance, (2 * (1 - affinity)).sqrt(), rtol=0, atol=1e-12)
+
+
+def test_close_by_it_is_half_the_fisher_metric():
+    logits, step = draw(6, 4), 1e-6 * draw(6, 4, seed=1)
+    distance = torch.linalg.vector_norm(root_probabilities(logits + step) - root_probabilities(logits), dim=1)
+    p = logits.softmax(1)
+    variance = (p * step**2).sum(1) - (p * step).sum(1) ** 2  # of the step under p: stepᵀ Fisher step
+    torch.testing.assert_close(distance, variance.sqrt() / 2, rtol=1e-5, atol=0)
+
+
+def test_a_shift_and_the_lead_of_a_sure_winner_do_not_count():
+    logits = draw(6, 4)
+    torch.testing.assert_close(root_probabilities(logits + 3.0), root_probabilities(logits))
+    sure = torch.tensor([[100.0, 0.0], [200.0, 0.0]], requires_grad=True)
+    roots = root_probabilities(sure)
+    torch.testing.assert_close(roots[0], roots[1])
+    assert torch.autograd.grad(roots.sum(), sure)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("wrap", [lambda y: (y, None), lambda y: {"logits": y}, lambda y: SimpleNamespace(logits=y)])
+def test_logits_are_found_as_without_it(wrap):
+    logits = draw(6, 4)
+    assert torch.equal(root_probabilities(wrap(logits)), root_probabilities(logits))
+
+
+def test_the_classes_axis_and_the_precision():
+    maps = draw(2, 5, 3, 3)
+    torch.testing.assert_close(root_probabilities(maps, dim=1).square().sum(1), torch.ones(2, 3, 3).double())
+    assert root_probabilities(maps.bfloat16()).dtype == torch.float32
+
+
+def test_the_penalty_of_a_small_pair_is_that_of_the_jacobian():
+    net, x = torch.nn.Linear(5, 3, dtype=torch.float64), draw(8, 5)
+    penalty = LipschitzPenalty("tv", 1.0, radius=1e-5, ascent_steps=200, power=1, output=root_probabilities)
+    value = penalty(net, x, net(x))
+    assert penalty.reuses_outputs
+    norm = operator_norm(lambda z: root_probabilities(net(z)), x).mean()
+    torch.testing.assert_close(value.detach(), norm, rtol=1e-4, atol=0)
+    value.backward()
+    assert net.weight.grad.isfinite().all()
