@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,39 @@ def test_readme_shows_the_published_results():
     contents = robustness_contents(read(PUBLISHED)) | settings_contents(read(PUBLISHED, "mnist_settings"))
     assert {match[1] for match in MARKED.findall(readme)} == contents.keys()
     assert filled(readme, contents) == readme, "run examples/mnist_robustness.py and mnist_settings.py with --readme"
+
+
+COLUMNS = ("fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1", "pgd l2 1.0", "pgd l2 2.0", "noise 0.8")
+
+
+@pytest.mark.parametrize(
+    ("network", "ours", "theirs", "but", "share"),
+    [
+        ("mlp", "tv", "fgsm", [], None),
+        ("mlp", "tv", "pgd", [], 1 / 3),
+        ("mlp", "tv-strong", "trades", [], 1 / 3),
+        ("conv", "tv", "pgd", ["noise 0.8"], None),
+        ("conv", "tv", "trades", ["noise 0.8"], None),
+    ],
+)
+def test_the_readmes_claims_hold_in_the_published_results(network, ours, theirs, but, share):
+    from _mnist_results import PUBLISHED, read
+
+    results = read(PUBLISHED)
+
+    def mean(recipe, name):
+        return statistics.mean(results.numbers(network, recipe, name))
+
+    for column in ("clean", *COLUMNS):
+        if column not in but:
+            assert mean(ours, column) > mean(theirs, column), column
+    if share is not None:
+        assert results.step_time(network, ours)[1] < share * results.step_time(network, theirs)[1]
+
+
+def test_tv_keeps_the_clean_accuracy_of_plain_training():
+    from _mnist_results import PUBLISHED, read
+
+    clean = {name: read(PUBLISHED).numbers("mlp", name, "clean") for name in ("plain", "tv", "tv-whole")}
+    assert all(len(values) >= 3 for values in clean.values())
+    assert min(statistics.mean(clean["tv"]), statistics.mean(clean["tv-whole"])) >= statistics.mean(clean["plain"])
