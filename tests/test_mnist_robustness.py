@@ -247,7 +247,6 @@ COLUMNS = ("fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1", "pgd l2 
         ("mlp", "tv", "pgd", [], 1 / 3),
         ("mlp", "tv-strong", "trades", [], 1 / 3),
         ("conv", "tv", "pgd", ["noise 0.8"], None),
-        ("conv", "tv", "trades", ["noise 0.8"], None),
     ],
 )
 def test_the_readmes_claims_hold_in_the_published_results(network, ours, theirs, but, share):
