@@ -8,6 +8,7 @@ from _mnist_evaluation import STRENGTHS
 from _report import STYLES
 from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 CURVES = ("plain", "fgsm", "pgd", "trades", "tv", "sum", "max")  # as many as a picture can hold
 MORE_STYLES = [*STYLES, ("#CC79A7", "P", (0, (3, 1, 1, 1))), ("#E69F00", "X", (0, (5, 2)))]
@@ -16,7 +17,7 @@ PANELS = {  # the report's figure: its perturbation, title, label of the strengt
     9: ("pgd linf", "20 gradient steps (PGD)", "largest change of a pixel, ε"),
     10: ("noise", "Gaussian noise", "standard deviation, σ"),
 }
-SCALE = 0.75  # the price picture ends at this part of the best accuracy
+SCALE = 0.85  # the price picture ends at this part of the best accuracy
 JUDGES = {
     "autoattack linf 0.1": "AutoAttack",
     "apgd linf 0.1": "AutoAttack's gradient attacks",
@@ -56,8 +57,13 @@ def _strengths(results, network, folder):
 
 
 def _cost(results, network, folder):
-    """Accuracy under AutoAttack against the time of a step: the upper left is where one wants to be."""
-    recipes = [recipe for recipe in results.recipes(network) if results.step_time(network, recipe)]
+    """Accuracy under AutoAttack against the time of a step: the upper left is where one wants to be.
+
+    Recipes with fewer seeds than others are left out: there are more than a picture can hold.
+    """
+    timed = [recipe for recipe in results.recipes(network) if results.step_time(network, recipe)]
+    seeds = max((len(results.of(network, recipe)) for recipe in timed), default=0)
+    recipes = [recipe for recipe in timed if len(results.of(network, recipe)) == seeds]
     judge = next((name for name in JUDGES if all(results.numbers(network, r, name) for r in recipes)), None)
     if not recipes or judge is None:
         return None
@@ -77,7 +83,7 @@ def _cost(results, network, folder):
         labels.append((median, mean, text, colour))
     axis.set(xscale="log", xlabel="time of a training step, relative to plain training")
     axis.set_ylabel(f"accuracy under {JUDGES[judge]}, ℓ∞, ε = 0.1 (%)")
-    axis.set_title(f"{network}: robustness and its price")
+    axis.set_title(f"{network}: robustness and its price" + (f", {seeds} seeds" if seeds > 1 else ""))
     ticks = [tick for tick in (1, 1.5, 2, 3, 4, 6, 8, 10, 15, 20) if tick <= 1.3 * max(m for m, *_ in labels)]
     axis.set_xticks(ticks, [f"{tick:g} ×" for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
@@ -93,9 +99,10 @@ def _cost(results, network, folder):
 
 
 def _place(axis, labels):
-    """Each label beside its point, moved up or down until it lies on no other label."""
+    """Each label beside its point, moved up or down until it lies on no other label and on no point."""
     axis.figure.canvas.draw()
-    taken = []
+    points = axis.transData.transform([(x, y) for x, y, *_ in labels])
+    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in points]
     for x, y, text, colour in sorted(labels, key=lambda label: -label[1]):
         for offset in sorted(range(-152, 153, 4), key=lambda offset: abs(offset - 8)):  # 8: above its own error bar
             arrow = {"arrowstyle": "-", "color": colour, "alpha": 0.4, "shrinkB": 3} if abs(offset) > 12 else None
