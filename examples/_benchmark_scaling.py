@@ -32,7 +32,7 @@ def scaling(device, rounds, budget, quick=False):
             subject.build(subject.size),
             subject.channels,
             subject.size,
-            subject.batch,
+            STANDARD["batch size"],
             {share: penalised("tv", share) for share in SHARES},
             device,
         )

@@ -6,7 +6,15 @@ import oracles
 import pytest
 import torch
 
-from torchlipreg.norms import batch_norm, dual_exponent, per_row, random_in_ball, rescale, steepest_direction
+from torchlipreg.norms import (
+    batch_norm,
+    dual_exponent,
+    norm_gradient,
+    per_row,
+    random_in_ball,
+    rescale,
+    steepest_direction,
+)
 
 NORMS = [1, 2, math.inf]
 SHAPES = [(7, 5), (3, 2, 4, 4), (4,), (1, 1)]
@@ -34,6 +42,23 @@ def test_norm_and_gradient_are_those_of_the_slower_vector_norm(p, dtype, toleran
     for norm in (batch_norm(v, p), torch.linalg.vector_norm(v, p, dim=1)):
         results.append((norm, torch.autograd.grad((weights * norm).sum(), v)[0]))
     torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norm_gradient_is_autograds_up_to_a_factor_per_row(shape, p):
+    v = draw(shape).requires_grad_()
+    (expected,) = torch.autograd.grad(batch_norm(v, p).sum(), v)
+    u = norm_gradient(v.detach(), p)
+    torch.testing.assert_close(u / per_row(batch_norm(u, 2), u), expected / per_row(batch_norm(expected, 2), u))
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("scale", [1e-37, 1e-20, 1e20, 1e37])
+def test_norm_gradient_does_not_depend_on_the_scale(scale, p):
+    v = torch.cat([draw((6, 5), torch.float32), torch.zeros(1, 5)])
+    torch.testing.assert_close(norm_gradient(scale * v, p), norm_gradient(v, p))
+    assert torch.equal(norm_gradient(v, p)[-1], torch.zeros(5))
 
 
 @pytest.mark.parametrize("p", NORMS)

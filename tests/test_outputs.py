@@ -43,6 +43,12 @@ def test_logits_are_found_as_without_it(wrap):
     assert torch.equal(root_probabilities(wrap(logits)), root_probabilities(logits))
 
 
+@pytest.mark.parametrize("wrong", [None, 3.0, torch.ones(2, 3, dtype=torch.long)])
+def test_what_are_no_logits_is_refused(wrong):
+    with pytest.raises(TypeError, match="logits"):
+        root_probabilities(wrong)
+
+
 def test_the_classes_axis_and_the_precision():
     maps = draw(2, 5, 3, 3)
     torch.testing.assert_close(root_probabilities(maps, dim=1).square().sum(1), torch.ones(2, 3, 3).double())

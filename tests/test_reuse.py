@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from zoo import METHODS, FunctionalDropout, Recurrent, StochasticDepth, conv_bn, dropout_net, gradients, mlp, penalty_of
 
+from torchlipreg.outputs import root_probabilities
+
 VECTORS, IMAGES = (8, 6), (8, 3, 6, 6)
 
 
@@ -181,6 +183,22 @@ def test_a_last_layer_of_zeros_proves_nothing():
     nn.init.zeros_(net[2].weight), nn.init.zeros_(net[2].bias)
     penalty(net, x, net(x))
     assert penalty.reuses_outputs is False
+    nn.init.normal_(net[2].weight)
+    penalty(net, x, net(x))
+    assert penalty.reuses_outputs is True
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_rounded_outputs_are_told_behind_root_probabilities_too(bias):
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(8, 6)
+    nn.init.zeros_(net[2].weight), nn.init.constant_(net[2].bias, bias)  # the same outputs, rounded or not
+    penalty = penalty_of("tv", output=root_probabilities)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = net(x)
+    penalty(net, x, outputs)
+    assert penalty.reuses_outputs is False
+    penalty(net, x, net(x))
+    assert penalty.reuses_outputs is False  # still nothing to compare by: look again
     nn.init.normal_(net[2].weight)
     penalty(net, x, net(x))
     assert penalty.reuses_outputs is True

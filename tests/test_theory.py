@@ -73,6 +73,19 @@ def test_every_ascent_climbs_on_pairs_of_data(ascent):
 # ---- scaling laws of the whole penalty ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("q", NORMS)
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("scale", [1e-16, 1e12])
+def test_quotients_scale_with_the_outputs_in_single_precision(scale, p, q):
+    model, x = nn.Linear(20, 5), draw(16, 20, dtype=torch.float32)
+    seen = []
+    for factor in (1.0, scale):
+        penalty = LipschitzPenalty("tv", power=1, input_norm=p, output_norm=q)
+        penalty(lambda z, factor=factor: factor * model(z), x)
+        seen.append(penalty.estimate / factor)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("radius", [0.1, 0.0])

@@ -4,7 +4,7 @@
 number per pair is a column of shape (N, 1, …)), so that pairs can be re-seeded, saved and dealt out to ranks one by
 one. Gradient rules climb q², which is differentiable on level sets f(x) = f(x′), where q is not (Property 15). Power
 steps keep the distance and look at the gradient's direction only: for them ‖f(x) − f(x′)‖ does as well, whose gradient
-is Jᵀ(f(x′) − f(x)) for ℓ2, up to a factor.
+is Jᵀ(f(x′) − f(x)) for ℓ2, up to a factor. So an objective may be a vector y with a covector u.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def ascend(
         pairs: Starting pairs, shape (N, *).
         state: The rule's state.
         rule: How to step.
-        objective: From pairs to what each climbs: qᵢ², or ‖f(xᵢ) − f(x′ᵢ)‖ for power steps.
+        objective: From pairs to what each climbs, as yᵢ and uᵢ: qᵢ² and 1, or for power steps f(x′ᵢ) − f(xᵢ) and the
+            gradient of its norm.
         steps: How many steps.
         anchored: Keep x fixed; only x′ moves.
         project: Back to the domain after each step.

@@ -66,16 +66,20 @@ def norm_gradient(v: Tensor, p: float) -> Tensor:
         p: 1, 2 or ``math.inf``.
 
     Returns:
-        Gradients, shape (N, *): v itself for ℓ2, its signs for ℓ1, the sign of its largest coordinate for ℓ∞.
+        Gradients, shape (N, *), with coordinates in [−1, 1] and at least one of them ±1: for ℓ2 v over its largest
+        coordinate, for ℓ1 its signs, for ℓ∞ the sign of its largest coordinate. Zero for a zero row.
     """
-    return v if p == 2 else steepest_direction(v, dual_exponent(p))
+    if p != 2:
+        return steepest_direction(v, dual_exponent(p))
+    # Not v itself: a gradient that is passed on from it would vanish in single precision for outputs of 1e-20.
+    return v / per_row(batch_norm(v, math.inf).clamp_min(torch.finfo(v.dtype).tiny), v)
 
 
 def rescale(v: Tensor, length: Tensor | float, p: float) -> Tensor:
     """Return v with each row stretched to ‖vᵢ‖ₚ = lengthᵢ: the projection on a sphere around zero.
 
     Args:
-        v: Vectors, shape (N, *). A zero row stays zero.
+        v: Vectors, shape (N, *). A zero row stays zero, and one too short for the dtype (1e-38) stays too short.
         length: Radius of the sphere, one number or shape (N,).
         p: 1, 2 or ``math.inf``.
 

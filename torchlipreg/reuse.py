@@ -31,7 +31,7 @@ class OutputReuse:
         self.verdict: bool | None = None
         self._signature: tuple[Any, ...] | None = None
 
-    def allowed(self, f: FixedFunction, x: Tensor, y: Tensor) -> bool:
+    def allowed(self, f: FixedFunction, x: Tensor, y: Tensor, *, rounded: bool = False) -> bool:
         """Say whether ``y`` may be used for f(x).
 
         Reads tensor values only when the model's training flags, autocast or a shape differ from the last call's.
@@ -40,6 +40,7 @@ class OutputReuse:
             f: The model as a fixed function.
             x: The loop's inputs, shape (N, *).
             y: The loop's outputs, shape (N, *).
+            rounded: What the loop's model returned was in half precision, even if ``y`` is not.
 
         Returns:
             True if ``y`` is f(x), gradient included.
@@ -50,19 +51,19 @@ class OutputReuse:
         # With a gradient to x, as from embeddings, f(x) would pull at x while x′ holds still: recomputed, it does not.
         found = f.found
         usable = not (found.inexact or x.device.type in found.autocast) and y.requires_grad and not x.requires_grad
-        usable = usable and y.dtype in (torch.float32, torch.float64)
+        usable = usable and not rounded and y.dtype in (torch.float32, torch.float64)
         signature = (found, usable, x.shape[1:], y.shape[1:])
         if signature != self._signature:
             different, blank = self._compare(f, x, y)  # the shapes are compared in any case
             seen = torch.tensor([different or not usable, blank], dtype=torch.float32, device=x.device)
             different, blank = (bool(flag) for flag in largest(seen).tolist())
             self.verdict = not (different or blank)
-            self._signature = None if blank else signature  # zeros of a fresh last layer prove nothing: look again
+            self._signature = None if blank else signature  # a fresh last layer of zeros proves nothing: look again
         return bool(self.verdict)
 
     @staticmethod
     def _compare(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool]:
-        """Say whether the values differ, and whether they are all zero."""
+        """Say whether the values differ, and whether they are the same for every x."""
         if len(x) == 0:  # the other ranks run a forward
             f(x.new_zeros(1, *x.shape[1:]))
             return False, False
@@ -73,7 +74,13 @@ class OutputReuse:
                 f"{tuple(y.shape)}. Pass what the model returned for this `x`, or leave `outputs` out."
             )
         scale = float(exact.abs().max())
-        return not float((exact - y.detach()).abs().max()) <= TOLERANCE * scale, scale == 0
+        blank = bool((exact == exact[:1]).all()) if len(x) > 1 else scale == 0
+        return not float((exact - y.detach()).abs().max()) <= TOLERANCE * scale, blank
+
+
+def in_half_precision(outputs: Any) -> bool:
+    """Say whether what the loop's model returned is in half precision, whatever ``output`` makes of it."""
+    return getattr(default_output(outputs), "dtype", None) in (torch.float16, torch.bfloat16)
 
 
 def select_outputs(outputs: Any, output: Callable[[Any], Any] | None, batch_size: int) -> Tensor:

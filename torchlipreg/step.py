@@ -20,7 +20,7 @@ from torchlipreg.norms import batch_norm, norm_gradient
 from torchlipreg.objective import pair_differences, pair_quotients
 from torchlipreg.pairs import PairSet, all_finite
 from torchlipreg.quotient import distance_floor
-from torchlipreg.reuse import OutputReuse, select_outputs
+from torchlipreg.reuse import OutputReuse, in_half_precision, select_outputs
 from torchlipreg.settings import Settings
 from torchlipreg.state import PenaltyState
 
@@ -131,7 +131,7 @@ class Step:
         if outputs is None:
             return None
         y = select_outputs(outputs, self.settings.output, len(x))
-        if not self.reuse.allowed(f, x, y):
+        if not self.reuse.allowed(f, x, y, rounded=in_half_precision(outputs)):
             return None
         if len(y) == 0:
             return y.new_zeros(size, *y.shape[1:])
