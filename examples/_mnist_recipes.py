@@ -17,7 +17,6 @@ class Recipe:
     arguments: dict = field(default_factory=dict)  # of the loss
     penalty: dict | None = None  # arguments of LipschitzPenalty, which is added to the loss
     weight_gamma: float | None = None  # factor of the penalty's weight after each epoch
-    radius_decay: dict | None = None  # arguments of RadiusDecay, stepped once per epoch
     discrepancy: dict | None = None  # arguments of DiscrepancyWeight, stepped by the running training accuracy
 
     def settings(self):
@@ -26,7 +25,7 @@ class Recipe:
         words = {"loss": f"{self.loss.__name__}({arguments})"}
         if self.penalty is not None:
             words["penalty"] = repr(LipschitzPenalty(**self.penalty))
-        schedules = ("weight_gamma", "radius_decay", "discrepancy")
+        schedules = ("weight_gamma", "discrepancy")
         return words | {name: str(value) for name in schedules if (value := getattr(self, name))}
 
 

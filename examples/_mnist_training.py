@@ -6,7 +6,7 @@ import torch
 from _mnist_data import build
 from _rivals import plain
 
-from torchlipreg import DiscrepancyWeight, LipschitzPenalty, RadiusDecay
+from torchlipreg import DiscrepancyWeight, LipschitzPenalty
 
 LEARNING_RATE = 1e-3
 BATCH = 128
@@ -22,13 +22,11 @@ class Training:
         self.model = build(network, quick)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
         self.batches = torch.Generator().manual_seed(seed)  # the same for every recipe, whatever it draws itself
-        self.penalty = self.discrepancy = self.radius_decay = None
+        self.penalty = self.discrepancy = None
         if recipe.penalty is not None:
             self.penalty = LipschitzPenalty(**{"seed": seed} | recipe.penalty)
         if recipe.discrepancy is not None:
             self.discrepancy = DiscrepancyWeight(self.penalty, **recipe.discrepancy)
-        if recipe.radius_decay is not None:
-            self.radius_decay = RadiusDecay(self.penalty, **recipe.radius_decay)
         self.weight_gamma = recipe.weight_gamma
         if quick and recipe.weight_gamma is not None:  # as small in the end
             self.weight_gamma **= EPOCHS[network] / QUICK_EPOCHS
@@ -59,8 +57,6 @@ class Training:
             self.step(x[batch], y[batch])
         if self.weight_gamma is not None:
             self.penalty.weight *= self.weight_gamma
-        if self.radius_decay is not None:
-            self.radius_decay.step()
 
 
 def number_of_epochs(network, quick):
