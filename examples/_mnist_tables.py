@@ -11,6 +11,7 @@ COLUMNS = {  # heading: name in the results
     "clean": "clean",
     "FGSM ∞ .1": "fgsm 0.1",
     "PGD ∞ .1": "pgd linf 0.1",
+    "PGD ∞ .2": "pgd linf 0.2",
     "APGD ∞ .1": "apgd linf 0.1",
     "APGD ∞ .2": "apgd linf 0.2",
     "AutoAttack ∞ .1": "autoattack linf 0.1",
