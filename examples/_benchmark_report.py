@@ -89,8 +89,9 @@ def _overhead_line(row):
 def readme_table(results):
     """Measured and counted ratios side by side, as Markdown."""
     models = results["models"]
+    heads = [f"{name}, {model['image size']} px" for name, model in models.items()]
     lines = [
-        f"| time per step (counted) | {' | '.join(models)} | {' | '.join(f'memory, {name}' for name in models)} |",
+        f"| time per step (counted) | {' | '.join(heads)} | {' | '.join(f'memory, {name}' for name in models)} |",
         "|---" + "|--:" * 2 * len(models) + "|",
     ]
     for contender in IN_README:
@@ -98,10 +99,11 @@ def readme_table(results):
         times = [f"{row['time']:.2f} ({row['counted']:.2f})" if row else "—" for row in rows]
         memory = [f"{row['memory']:.2f}" if row else "—" for row in rows]
         lines.append(f"| {contender} | {' | '.join(times)} | {' | '.join(memory)} |")
-    run = results["run"]
+    run, batches = results["run"], sorted({model["batch size"] for model in models.values()})
     lines += [
         "",
-        f"`{run['command']}`: {run['processor']}, threads: {run['threads']}, torch {run['torch']}, {run['date']}.",
+        f"`{run['command']}`: batches of {' or '.join(map(str, batches))}, {run['processor']}, threads: "
+        f"{run['threads']}, torch {run['torch']}, {run['date']}.",
     ]
     return "\n".join([*lines, *map(_overhead_line, results["overhead"])])
 

@@ -36,7 +36,7 @@ def make_parser():
     parser.add_argument("--image-size", type=int, help="in pixels; default by model, 224 on a GPU")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=40, help="rounds at most, in each of which all take a turn")
-    parser.add_argument("--seconds", type=float, default=200, help="of timing for each model, after which rounds end")
+    parser.add_argument("--seconds", type=float, default=120, help="of timing for each model, after which rounds end")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--autocast", action="store_true", help="bfloat16 in the forwards of the training loop")
     parser.add_argument("--compile", action="store_true", help="time torch.compile(model)")

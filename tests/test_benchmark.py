@@ -160,10 +160,12 @@ def test_readme_is_written(quick):
 
 def test_readme_shows_the_results_file():
     from _benchmark_report import readme_table
+    from benchmark_step import make_parser
 
     results = json.loads((EXAMPLES / "results" / "benchmark_step.json").read_text(encoding="utf-8"))
     shown = re.search(r"<!-- benchmark_step -->\n(.*)\n<!-- /benchmark_step -->", README.read_text("utf-8"), re.DOTALL)
     assert shown[1] == readme_table(results), "run examples/benchmark_step.py with --out and --readme again"
+    assert {model["batch size"] for model in results["models"].values()} == {make_parser().get_default("batch_size")}
 
 
 @pytest.mark.gpu
