@@ -75,7 +75,7 @@ MLP = {
 CONV = {
     "tv": flip("tv", "tv", 0.4, weight_gamma=0.3, radius=0.2, **ROOTS),
     "tv-steps": flip("tv, 3 ascent steps", "tv", 0.4, weight_gamma=0.3, radius=0.16, ascent_steps=3, **ROOTS),
-    "tv-strong": flip("tv, 3, strong", "tv", 0.4, weight_gamma=0.5, radius=0.12, ascent_steps=3, **ROOTS),
+    "tv-strong": flip("tv, 3 steps, strong", "tv", 0.4, weight_gamma=0.5, radius=0.12, ascent_steps=3, **ROOTS),
     "logits": flip("tv on logits", "tv", 1e-3, radius=0.2),
     "logits-strong": flip("tv on logits, strong", "tv", 3e-3, radius=0.2),
     "logits-narrow": flip("tv on logits, radius 0.1", "tv", 1e-3),

@@ -78,8 +78,8 @@ def all_jobs(options, measures):
         )
         for seed in range(1 if options.quick else options.seeds)
         for network in options.networks
-        for name in options.recipes
-        if name in RECIPES[network]
+        for name in RECIPES[network]
+        if name in options.recipes
     ]
 
 
