@@ -60,11 +60,12 @@ def tables(results, network):
 
 def robustness(results, network):
     recipes = results.recipes(network)
+    seeds = len({row["seed"] for row in results.rows if row["network"] == network})
     columns = {head: name for head, name in COLUMNS.items() if _is_shown(results, network, name)}
     rows = [
         [
             results.label(network, recipe),
-            *(_cell(results, network, recipe, name) for name in columns.values()),
+            *(_cell(results.numbers(network, recipe, name), seeds) for name in columns.values()),
             spread(results.numbers(network, recipe, "operator norm linf"), 1),
             step_time(results, network, recipe),
         ]
@@ -73,7 +74,6 @@ def robustness(results, network):
     heading = ["training", *columns, "‖J‖", "time"]
     kept = [i for i in range(len(heading)) if any(row[i] != "–" for row in rows)]
     heading, *rows = [[row[i] for i in kept] for row in (heading, *rows)]
-    seeds = len({row["seed"] for row in results.rows if row["network"] == network})
     spread_of = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     words = results.meta["images"].split(" of ")
     title = f"{network}: accuracy on the {words[0]} of {words[1]} in per cent, {spread_of}"
@@ -83,10 +83,8 @@ def robustness(results, network):
     return Table(title, heading, rows, " ".join(notes))
 
 
-def _cell(results, network, recipe, name):
-    values = results.numbers(network, recipe, name)
-    fewer = 1 < len(values) < max(len(results.of(network, other)) for other in results.recipes(network))
-    return per_cent(values) + (f" ({len(values)})" if fewer else "")
+def _cell(values, seeds):
+    return per_cent(values) + (f" ({len(values)})" if 1 < len(values) < seeds else "")
 
 
 def _is_shown(results, network, name):

@@ -28,8 +28,8 @@ class Training:
         if recipe.discrepancy is not None:
             self.discrepancy = DiscrepancyWeight(self.penalty, **recipe.discrepancy)
         self.weight_gamma = recipe.weight_gamma
-        if quick and recipe.weight_gamma is not None:  # as small in the end
-            self.weight_gamma **= EPOCHS[network] / QUICK_EPOCHS
+        if recipe.weight_gamma is not None:  # as small in the end, however many the epochs
+            self.weight_gamma **= EPOCHS[network] / number_of_epochs(network, quick)
         self.hits = deque(maxlen=RUNNING)
         self.steps = 0
 

@@ -31,7 +31,7 @@ class OutputReuse:
         self.verdict: bool | None = None
         self._signature: tuple[Any, ...] | None = None
 
-    def allowed(self, f: FixedFunction, x: Tensor, y: Tensor, *, rounded: bool = False) -> bool:
+    def allowed(self, f: FixedFunction, x: Tensor, y: Tensor, *, rounded: bool) -> bool:
         """Say whether ``y`` may be used for f(x).
 
         Reads tensor values only when the model's training flags, autocast or a shape differ from the last call's.
