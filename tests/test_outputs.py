@@ -1,4 +1,4 @@
-"""What of a model's output is penalised: the square roots of probabilities."""
+"""What of a model's output is penalised, the square roots of probabilities, and where: at the smallest margins."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchlipreg import LipschitzPenalty, operator_norm
-from torchlipreg.outputs import root_probabilities
+from torchlipreg.outputs import root_probabilities, smallest_margins
 
 
 def draw(*shape, seed=0):
@@ -64,3 +64,55 @@ def test_the_penalty_of_a_small_pair_is_that_of_the_jacobian():
     torch.testing.assert_close(value.detach(), norm, rtol=1e-4, atol=0)
     value.backward()
     assert net.weight.grad.isfinite().all()
+
+
+def test_the_smallest_margins_are_those_of_a_plain_loop():
+    logits = draw(40, 5)
+    ordered = [sorted(row, reverse=True) for row in logits.tolist()]
+    margins = [row[0] - row[1] for row in ordered]
+    assert smallest_margins(logits, 7).tolist() == sorted(range(40), key=margins.__getitem__)[:7]
+    assert sorted(smallest_margins(logits, 99).tolist()) == list(range(40))  # a short last batch
+    assert smallest_margins({"logits": logits + 3}, 7).tolist() == smallest_margins(2 * logits, 7).tolist()
+    assert len(smallest_margins(logits[:0], 7)) == 0
+
+
+def test_margins_leave_the_graph_alone():
+    logits = draw(6, 3).requires_grad_()
+    assert not smallest_margins(logits, 2).requires_grad
+    logits.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("y", "count", "error", "words"),
+    [
+        (torch.ones(4), 2, ValueError, "`y`.*\\(N, C\\)"),
+        (torch.ones(4, 1), 2, ValueError, "`y`.*two classes"),
+        (torch.ones(4, 3, 2), 2, ValueError, "`y`"),
+        (torch.ones(4, 3, dtype=torch.long), 2, TypeError, "logits"),
+        (torch.ones(4, 3), 0, ValueError, "`num_points`"),
+        (torch.ones(4, 3), 0.5, TypeError, "`num_points`"),
+    ],
+)
+def test_wrong_margins_are_refused(y, count, error, words):
+    with pytest.raises(error, match=words):
+        smallest_margins(y, count)
+
+
+def test_chosen_points_reuse_the_outputs_of_the_loop():
+    calls = []
+    net = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 3))
+    net.register_forward_hook(lambda module, args, y: calls.append(len(y)))
+    x = draw(16, 5).float()
+    penalty = LipschitzPenalty("tv", 1.0, seed=3)
+    for _ in range(2):
+        calls.clear()
+        out = net(x)
+        hard = smallest_margins(out, 6)
+        value = penalty(net, x[hard], out[hard])
+    assert penalty.reuses_outputs
+    assert calls == [16, 6, 6]  # the loop's, the ascent's, the penalty's
+    assert penalty.pairs.x.equal(x[hard])
+    gradients = torch.autograd.grad(value, net.parameters())
+    q = torch.linalg.vector_norm(net(penalty.pairs.x_prime) - net(x[hard]), dim=1) / penalty.pairs.distance(2)
+    for ours, slow in zip(gradients, torch.autograd.grad(q.square().mean(), net.parameters()), strict=True):
+        torch.testing.assert_close(ours, slow, rtol=1e-5, atol=1e-6)
