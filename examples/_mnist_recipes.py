@@ -16,7 +16,8 @@ class Recipe:
     loss: Callable = plain  # of _rivals.py
     arguments: dict = field(default_factory=dict)  # of the loss
     penalty: dict | None = None  # arguments of LipschitzPenalty, which is added to the loss
-    weight_gamma: float | None = None  # factor of the penalty's weight after each epoch
+    weight_fall: float = 1.0  # factor of the penalty's weight over the whole training, in equal steps
+    hardest: int | None = None  # penalise so many points of each batch, those of the smallest margins; default all
     discrepancy: dict | None = None  # arguments of DiscrepancyWeight, stepped by the running training accuracy
 
     def settings(self):
@@ -25,17 +26,18 @@ class Recipe:
         words = {"loss": f"{self.loss.__name__}({arguments})"}
         if self.penalty is not None:
             words["penalty"] = repr(LipschitzPenalty(**self.penalty))
-        schedules = ("weight_gamma", "discrepancy")
-        return words | {name: str(value) for name in schedules if (value := getattr(self, name))}
+        shown = {"weight_fall": self.weight_fall, "hardest": self.hardest, "discrepancy": self.discrepancy}
+        return words | {name: str(value) for name, value in shown.items() if value not in (None, 1.0)}
 
 
 EPSILON = {"epsilon": 0.1}
 WARMUP = {"target": 0.9, "increment": 0.0, "warmup": True}
 
 
-def flip(label, method, weight, loss=plain, arguments=None, weight_gamma=None, discrepancy=None, **options):
+def flip(label, method, weight, loss=plain, arguments=None, **options):
+    schedule = {name: options.pop(name) for name in ("weight_fall", "hardest", "discrepancy") if name in options}
     penalty = {"method": method, "weight": weight, "input_norm": math.inf} | options  # against attacks bounded in ℓ∞
-    return Recipe(label, loss, arguments or {}, penalty, weight_gamma, discrepancy=discrepancy)
+    return Recipe(label, loss, arguments or {}, penalty, **schedule)
 
 
 RIVALS = {
@@ -58,10 +60,11 @@ GLOBAL = {  # pairs between different data points, and pairs close to one
 }
 ROOTS = {"output": root_probabilities}
 MLP = {
-    "tv": flip("tv", "tv", 0.4, weight_gamma=0.4, num_pairs=64, **ROOTS),
-    "tv-strong": flip("tv, strong", "tv", 0.4, weight_gamma=0.6, num_pairs=96, **ROOTS),
-    "tv-eighth": flip("tv, an eighth", "tv", 0.3, weight_gamma=0.5, num_pairs=64, interval=4, **ROOTS),
-    "tv-whole": flip("tv, whole batch", "tv", 0.4, weight_gamma=0.4, **ROOTS),
+    "tv": flip("tv", "tv", 0.3, weight_fall=0.02, hardest=72, **ROOTS),
+    "tv-strong": flip("tv, strong", "tv", 0.4, weight_fall=0.075, hardest=96, **ROOTS),
+    "tv-eighth": flip("tv, an eighth", "tv", 0.2, weight_fall=0.1, hardest=64, interval=4, **ROOTS),
+    "tv-random": flip("tv, random points", "tv", 0.3, weight_fall=0.02, num_pairs=72, **ROOTS),
+    "tv-whole": flip("tv, whole batch", "tv", 0.3, weight_fall=0.02, **ROOTS),
     "logits": flip("tv on logits", "tv", 7e-4),
     "logits-strong": flip("tv on logits, strong", "tv", 3e-3),
     "logits-interval": flip("tv on logits, every 8th step", "tv", 1e-3, interval=8),
@@ -73,13 +76,15 @@ MLP = {
     ),
 }
 CONV = {
-    "tv": flip("tv", "tv", 0.4, weight_gamma=0.3, radius=0.2, **ROOTS),
-    "tv-steps": flip("tv, 3 ascent steps", "tv", 0.4, weight_gamma=0.3, radius=0.16, ascent_steps=3, **ROOTS),
-    "tv-strong": flip("tv, 3 steps, strong", "tv", 0.4, weight_gamma=0.5, radius=0.12, ascent_steps=3, **ROOTS),
+    "tv": flip("tv", "tv", 0.8, weight_fall=0.025, hardest=96, radius=0.2, **ROOTS),
+    "tv-steps": flip(
+        "tv, 3 ascent steps", "tv", 0.6, weight_fall=0.05, hardest=96, radius=0.13, ascent_steps=3, **ROOTS
+    ),
+    "tv-whole": flip("tv, whole batch", "tv", 0.8, weight_fall=0.025, radius=0.2, **ROOTS),
     "logits": flip("tv on logits", "tv", 1e-3, radius=0.2),
     "logits-strong": flip("tv on logits, strong", "tv", 3e-3, radius=0.2),
     "logits-narrow": flip("tv on logits, radius 0.1", "tv", 1e-3),
     "fgsm-wide": Recipe("FGSM training, ε .2, unclamped", fgsm_training, {"epsilon": 0.2, "bounds": None}),
-    "tv+fgsm": flip("tv + FGSM training", "tv", 0.2, fgsm_training, EPSILON, weight_gamma=0.3, radius=0.16, **ROOTS),
+    "tv+fgsm": flip("tv + FGSM training", "tv", 0.2, fgsm_training, EPSILON, weight_fall=0.09, radius=0.2, **ROOTS),
 }
 RECIPES = {"mlp": RIVALS | MLP | GLOBAL, "conv": RIVALS | CONV | {"max": GLOBAL["max"]}}

@@ -18,6 +18,7 @@ COLUMNS = {  # heading: name in the results
     "PGD 2 1.0": "pgd l2 1.0",
     "PGD 2 2.0": "pgd l2 2.0",
     "APGD 2 1.0": "apgd l2 1.0",
+    "AutoAttack 2 1.0": "autoattack l2 1.0",
     "noise .8": "noise 0.8",
 }
 NOTES = {  # what a column's heading starts with: what is to be known of it

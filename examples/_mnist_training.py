@@ -7,6 +7,7 @@ from _mnist_data import build
 from _rivals import plain
 
 from torchlipreg import DiscrepancyWeight, LipschitzPenalty
+from torchlipreg.outputs import smallest_margins
 
 LEARNING_RATE = 1e-3
 BATCH = 128
@@ -27,9 +28,7 @@ class Training:
             self.penalty = LipschitzPenalty(**{"seed": seed} | recipe.penalty)
         if recipe.discrepancy is not None:
             self.discrepancy = DiscrepancyWeight(self.penalty, **recipe.discrepancy)
-        self.weight_gamma = recipe.weight_gamma
-        if recipe.weight_gamma is not None:  # as small in the end, however many the epochs
-            self.weight_gamma **= EPOCHS[network] / number_of_epochs(network, quick)
+        self.epochs = number_of_epochs(network, quick)
         self.hits = deque(maxlen=RUNNING)
         self.steps = 0
 
@@ -49,14 +48,20 @@ class Training:
         outputs = self.model(x)
         if self.discrepancy is not None:
             self.hits.append((outputs.argmax(1) == y).float().mean().item())
-        return torch.nn.functional.cross_entropy(outputs, y) + self.penalty(self.model, x, outputs)
+        loss = torch.nn.functional.cross_entropy(outputs, y)
+        if self.recipe.hardest is None:
+            return loss + self.penalty(self.model, x, outputs)
+        hard = smallest_margins(outputs, self.recipe.hardest)
+        return loss + self.penalty(self.model, x[hard], outputs[hard])
 
     def epoch(self, x, y):
         rows = torch.randperm(len(x), generator=self.batches)
-        for batch in rows[: len(x) - len(x) % BATCH].split(BATCH):
+        batches = rows[: len(x) - len(x) % BATCH].split(BATCH)
+        gamma = self.recipe.weight_fall ** (1 / (self.epochs * len(batches)))
+        for batch in batches:
             self.step(x[batch], y[batch])
-        if self.weight_gamma is not None:
-            self.penalty.weight *= self.weight_gamma
+            if gamma != 1:
+                self.penalty.weight *= gamma
 
 
 def number_of_epochs(network, quick):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from _mnist_data import load
-from _mnist_evaluation import MEASURES
+from _mnist_evaluation import COSTLY, MEASURES
 from _mnist_figures import draw
 from _mnist_readme import filled, robustness_contents
 from _mnist_recipes import RECIPES
@@ -101,10 +101,10 @@ def main(arguments=None):
         return None
     torch.set_num_threads(1)  # so small networks gain little from more, and workers would be in one another's way
     if not options.collect:
-        # Two jobs of one model never run at once: the costly judge comes when all else is there.
-        for measures in ([measure for measure in options.measures if measure != "autoattack"], ["autoattack"]):
-            if set(measures) & set(options.measures):
-                sweep(all_jobs(options, tuple(measures)), options.workers)
+        # Two jobs of one model never run at once: the costly judges come when all else is there.
+        for costly in (False, True):
+            if measures := tuple(measure for measure in options.measures if (measure in COSTLY) == costly):
+                sweep(all_jobs(options, measures), options.workers)
         take_times(options)
     save(collect(all_jobs(options, ()), options.out, command_line("mnist_robustness.py", arguments)), options.results)
     results = read(options.results)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import re
 import statistics
@@ -191,19 +192,37 @@ def test_warm_up_ends_when_the_training_accuracy_passes():
     assert training.penalty.weight == recipe.penalty["weight"]
 
 
-def test_the_weight_falls_from_epoch_to_epoch():
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_weight_falls_in_equal_steps(quick):
+    from _mnist_recipes import RECIPES
+    from _mnist_training import BATCH, Training, number_of_epochs
+
+    recipe = RECIPES["mlp"]["tv"]
+    training, weights = Training("mlp", recipe, seed=0, quick=quick), []
+    training.step = lambda x, y: weights.append(training.penalty.weight)
+    images = torch.zeros(3 * BATCH + 1, 1)
+    for _ in range(epochs := number_of_epochs("mlp", quick)):
+        training.epoch(images, images)
+    assert len(weights) == 3 * epochs
+    assert [new / old for old, new in itertools.pairwise(weights)] == pytest.approx(
+        [weights[1] / weights[0]] * (3 * epochs - 1)
+    )
+    assert weights[0] == recipe.penalty["weight"]
+    assert training.penalty.weight == pytest.approx(recipe.penalty["weight"] * recipe.weight_fall)
+
+
+def test_the_hardest_points_are_penalised():
     from _mnist_data import load
     from _mnist_recipes import RECIPES
-    from _mnist_training import EPOCHS, QUICK_EPOCHS, Training
+    from _mnist_training import Training
 
     data, recipe = load("", "test", True), RECIPES["mlp"]["tv"]
-    for quick, factor in ((False, recipe.weight_gamma), (True, recipe.weight_gamma ** (EPOCHS["mlp"] / QUICK_EPOCHS))):
-        training = Training("mlp", recipe, seed=0, quick=quick)
-        if not quick:
-            training.step = lambda x, y: None
-        for epoch in range(3):
-            assert training.penalty.weight == pytest.approx(recipe.penalty["weight"] * factor**epoch)
-            training.epoch(data.train_x[:128], data.train_y[:128])
+    training = Training("mlp", dataclasses.replace(recipe, hardest=20), seed=0, quick=True)
+    x = data.train_x[:64]
+    first, second = training.model(x).topk(2).values.unbind(1)
+    training.step(x, data.train_y[:64])
+    chosen = x[(first - second).argsort()[:20]]
+    assert torch.equal(training.penalty.pairs.x, chosen)
 
 
 def test_missing_data_is_told(tmp_path, monkeypatch):
