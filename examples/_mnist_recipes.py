@@ -60,11 +60,11 @@ GLOBAL = {  # pairs between different data points, and pairs close to one
 }
 ROOTS = {"output": root_probabilities}
 MLP = {
-    "tv": flip("tv", "tv", 0.3, weight_fall=0.02, hardest=72, **ROOTS),
+    "tv": flip("tv", "tv", 0.3, weight_fall=0.03, hardest=72, **ROOTS),
     "tv-strong": flip("tv, strong", "tv", 0.4, weight_fall=0.075, hardest=96, **ROOTS),
     "tv-eighth": flip("tv, an eighth", "tv", 0.2, weight_fall=0.1, hardest=64, interval=4, **ROOTS),
-    "tv-random": flip("tv, random points", "tv", 0.3, weight_fall=0.02, num_pairs=72, **ROOTS),
-    "tv-whole": flip("tv, whole batch", "tv", 0.3, weight_fall=0.02, **ROOTS),
+    "tv-random": flip("tv, random points", "tv", 0.3, weight_fall=0.03, num_pairs=72, **ROOTS),
+    "tv-whole": flip("tv, whole batch", "tv", 0.3, weight_fall=0.03, **ROOTS),
     "logits": flip("tv on logits", "tv", 7e-4),
     "logits-strong": flip("tv on logits, strong", "tv", 3e-3),
     "logits-interval": flip("tv on logits, every 8th step", "tv", 1e-3, interval=8),
@@ -78,7 +78,7 @@ MLP = {
 CONV = {
     "tv": flip("tv", "tv", 0.8, weight_fall=0.025, hardest=96, radius=0.2, **ROOTS),
     "tv-steps": flip(
-        "tv, 3 ascent steps", "tv", 0.6, weight_fall=0.05, hardest=96, radius=0.13, ascent_steps=3, **ROOTS
+        "tv, 3 ascent steps", "tv", 0.6, weight_fall=0.05, hardest=96, radius=0.16, ascent_steps=3, **ROOTS
     ),
     "tv-whole": flip("tv, whole batch", "tv", 0.8, weight_fall=0.025, radius=0.2, **ROOTS),
     "logits": flip("tv on logits", "tv", 1e-3, radius=0.2),

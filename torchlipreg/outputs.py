@@ -29,7 +29,7 @@ def root_probabilities(y: Any, dim: int = -1) -> Tensor:
 
     Their ℓ2 distance is √2 times Hellinger's, at most √2. It ignores what changes no prediction: a shift of all logits,
     and how far ahead of the others a sure winner is. Quotients are smaller than those of logits, and want a larger
-    weight: for MNIST .02 instead of .001 where it is constant, and .3 at the start where it falls to a fiftieth.
+    weight: for MNIST .02 instead of .001 where it is constant, and .3 at the start where it falls to a thirtieth.
 
     Args:
         y: What the model returns: logits, or something that holds them as :func:`default_output` finds them.
