@@ -78,7 +78,7 @@ MLP = {
 CONV = {
     "tv": flip("tv", "tv", 0.8, weight_fall=0.025, hardest=96, radius=0.2, **ROOTS),
     "tv-steps": flip(
-        "tv, 3 ascent steps", "tv", 0.6, weight_fall=0.05, hardest=96, radius=0.16, ascent_steps=3, **ROOTS
+        "tv, 2 ascent steps", "tv", 0.8, weight_fall=0.04, hardest=96, radius=0.17, ascent_steps=2, **ROOTS
     ),
     "tv-whole": flip("tv, whole batch", "tv", 0.8, weight_fall=0.025, radius=0.2, **ROOTS),
     "logits": flip("tv on logits", "tv", 1e-3, radius=0.2),
