@@ -98,7 +98,7 @@ MEASURES = {
     "autoattack-l2": standard_l2,
 }
 COSTLY = ("autoattack", "autoattack-l2")  # minutes each
-SETTINGS = {  # what a stored number depends on besides the model: when it changes, the number is made anew
+SETTINGS = {  # what of this file a stored number depends on: when it changes, the number is made anew
     "curves": repr((STRENGTHS, EVERY)),
     "norms": repr(IMAGES),
     "apgd": repr((BOUND, IMAGES, GRADIENT_ATTACKS)),

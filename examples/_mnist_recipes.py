@@ -1,5 +1,6 @@
 """The trainings of the MNIST experiment by name, for each network. Settings were chosen on validation images."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from _rivals import fgsm_training, finite_differences, pgd_training, plain, trad
 from torchlipreg import LipschitzPenalty
 from torchlipreg.outputs import root_probabilities
 
+SCHEDULE = {"weight_fall": 1.0, "closest": None, "discrepancy": None}  # how the penalty is applied, and the defaults
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -17,17 +20,26 @@ class Recipe:
     arguments: dict = field(default_factory=dict)  # of the loss
     penalty: dict | None = None  # arguments of LipschitzPenalty, which is added to the loss
     weight_fall: float = 1.0  # factor of the penalty's weight over the whole training, in equal steps
-    hardest: int | None = None  # penalise so many points of each batch, those of the smallest margins; default all
+    closest: int | None = None  # penalise so many points of each batch, those of the smallest margins; default all
     discrepancy: dict | None = None  # arguments of DiscrepancyWeight, stepped by the running training accuracy
+
+    def __post_init__(self):
+        asked = [name for name in SCHEDULE if getattr(self, name) != SCHEDULE[name]]
+        if asked and self.penalty is None:
+            raise ValueError(f"Expected a `penalty` for {', '.join(asked)}, but got none.")
+        if {"closest", "discrepancy"} & set(asked) and self.loss is not plain:
+            raise ValueError(f"Expected the plain loss, whose outputs {', '.join(asked)} look at, but got another.")
 
     def settings(self):
         """What the training depends on, defaults included, in words."""
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        bound = inspect.signature(self.loss).bind("model", "x", "y", **self.arguments)
+        bound.apply_defaults()
+        arguments = ", ".join(f"{name}={value!r}" for name, value in list(bound.arguments.items())[3:])
         words = {"loss": f"{self.loss.__name__}({arguments})"}
         if self.penalty is not None:
             words["penalty"] = repr(LipschitzPenalty(**self.penalty))
-        shown = {"weight_fall": self.weight_fall, "hardest": self.hardest, "discrepancy": self.discrepancy}
-        return words | {name: str(value) for name, value in shown.items() if value not in (None, 1.0)}
+        shown = {name: getattr(self, name) for name in SCHEDULE}
+        return words | {name: str(value) for name, value in shown.items() if value != SCHEDULE[name]}
 
 
 EPSILON = {"epsilon": 0.1}
@@ -35,7 +47,7 @@ WARMUP = {"target": 0.9, "increment": 0.0, "warmup": True}
 
 
 def flip(label, method, weight, loss=plain, arguments=None, **options):
-    schedule = {name: options.pop(name) for name in ("weight_fall", "hardest", "discrepancy") if name in options}
+    schedule = {name: options.pop(name) for name in SCHEDULE if name in options}
     penalty = {"method": method, "weight": weight, "input_norm": math.inf} | options  # against attacks bounded in ℓ∞
     return Recipe(label, loss, arguments or {}, penalty, **schedule)
 
@@ -60,9 +72,9 @@ GLOBAL = {  # pairs between different data points, and pairs close to one
 }
 ROOTS = {"output": root_probabilities}
 MLP = {
-    "tv": flip("tv", "tv", 0.3, weight_fall=0.03, hardest=72, **ROOTS),
-    "tv-strong": flip("tv, strong", "tv", 0.4, weight_fall=0.1, hardest=96, **ROOTS),
-    "tv-eighth": flip("tv, an eighth", "tv", 0.2, weight_fall=0.1, hardest=64, interval=4, **ROOTS),
+    "tv": flip("tv", "tv", 0.3, weight_fall=0.03, closest=72, **ROOTS),
+    "tv-strong": flip("tv, strong", "tv", 0.4, weight_fall=0.1, closest=96, **ROOTS),
+    "tv-eighth": flip("tv, an eighth", "tv", 0.2, weight_fall=0.1, closest=64, interval=4, **ROOTS),
     "tv-random": flip("tv, random points", "tv", 0.3, weight_fall=0.03, num_pairs=72, **ROOTS),
     "tv-whole": flip("tv, whole batch", "tv", 0.3, weight_fall=0.03, **ROOTS),
     "logits": flip("tv on logits", "tv", 7e-4),
@@ -76,9 +88,9 @@ MLP = {
     ),
 }
 CONV = {
-    "tv": flip("tv", "tv", 0.8, weight_fall=0.025, hardest=96, radius=0.2, **ROOTS),
+    "tv": flip("tv", "tv", 0.8, weight_fall=0.025, closest=96, radius=0.2, **ROOTS),
     "tv-steps": flip(
-        "tv, 2 ascent steps", "tv", 0.8, weight_fall=0.04, hardest=96, radius=0.17, ascent_steps=2, **ROOTS
+        "tv, 2 ascent steps", "tv", 0.8, weight_fall=0.04, closest=96, radius=0.17, ascent_steps=2, **ROOTS
     ),
     "tv-whole": flip("tv, whole batch", "tv", 0.8, weight_fall=0.025, radius=0.2, **ROOTS),
     "logits": flip("tv on logits", "tv", 1e-3, radius=0.2),

@@ -49,10 +49,10 @@ class Training:
         if self.discrepancy is not None:
             self.hits.append((outputs.argmax(1) == y).float().mean().item())
         loss = torch.nn.functional.cross_entropy(outputs, y)
-        if self.recipe.hardest is None:
+        if self.recipe.closest is None:
             return loss + self.penalty(self.model, x, outputs)
-        hard = smallest_margins(outputs, self.recipe.hardest)
-        return loss + self.penalty(self.model, x[hard], outputs[hard])
+        close = smallest_margins(outputs, self.recipe.closest)
+        return loss + self.penalty(self.model, x[close], outputs[close])
 
     def epoch(self, x, y):
         rows = torch.randperm(len(x), generator=self.batches)

@@ -31,9 +31,15 @@ def options_from(arguments):
     parser.add_argument("--data", default=data, help="folder of MNIST's files (default: TORCHLIPREG_DATA or out/data)")
     parser.add_argument("--out", type=Path, help="where each model's numbers are kept (default: out/mnist-SPLIT)")
     parser.add_argument("--networks", type=_list_of(RECIPES), default=list(RECIPES), help="default: mlp,conv")
-    parser.add_argument("--recipes", type=_list_of(names), help=f"of {','.join(names)}; default: all")
-    parser.add_argument("--measures", type=_list_of(MEASURES), help=f"of {','.join(MEASURES)}; default: all")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--recipes", type=_list_of(names), help=f"of {','.join(names)}; default: all, a few with --quick"
+    )
+    parser.add_argument(
+        "--measures",
+        type=_list_of(MEASURES),
+        help=f"of {','.join(MEASURES)}; default: all, the cheap ones with --quick",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each recipe; one with --quick")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="images to judge by")
     parser.add_argument(
@@ -49,6 +55,8 @@ def options_from(arguments):
     if options.out is None:
         options.out = Path("out/mnist" + ("-quick" if options.quick else "") + f"-{options.split}")
     options.results = options.results or options.out / "results"
+    if not all_jobs(options, ()):
+        parser.error(f"--networks {','.join(options.networks)} has no recipe {','.join(options.recipes)}")
     return options
 
 

@@ -43,9 +43,10 @@ VARIANTS = [
     tv(num_pairs=16),
     tv(3e-3, weight_fall=0.03),
     *(roots(weight) for weight in (2e-2, 1e-1)),
+    roots(1e-1, closest=72),
     *(roots(0.3, weight_fall=fall) for fall in (0.01, 0.03, 0.1)),
     *(roots(0.3, weight_fall=0.03, num_pairs=pairs) for pairs in (72, 16)),
-    *(roots(weight, weight_fall=0.03, hardest=points) for weight, points in ((0.3, 72), (0.1, 16))),
+    *(roots(0.3, weight_fall=0.03, closest=points) for points in (72, 16)),
 ]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchlipreg import LipschitzPenalty
 from torchlipreg.distributed import rank, world_size
 from torchlipreg.modules import unwrap
+from torchlipreg.outputs import root_probabilities
 
 STATE_KEY = "lipschitz"
 GATHER_INTERVAL = 500  # optimizer steps: seldom, as all pairs of all ranks travel
@@ -36,8 +37,8 @@ class LipschitzTask(TrainingTask):
 
     The penalty sees what ``get_eval_model()`` returns, the model that timm validates and exports: in the distillation
     tasks the student alone, without projection, and with the output that it will have when deployed (a DeiT's mean of
-    its two heads). The task's ``output`` serves as f(x) where it is the same and the penalty has no ``output`` function
-    of its own; otherwise f(x) takes a forward more.
+    its two heads). The task's ``output`` serves as f(x) where it is the same, unless the penalty has an ``output``
+    function other than ``root_probabilities``; otherwise f(x) takes a forward more.
 
     Call the task rather than its ``forward``, which stays the plain one.
 
@@ -104,7 +105,8 @@ class LipschitzTask(TrainingTask):
                 "to move, which NaFlex batches have not. Train without the NaFlex loader, or with weight 0."
             )
         output = result.get("output")
-        usable = isinstance(output, Tensor) and len(output) == len(input) and self.penalty.settings.output is None
+        usable = isinstance(output, Tensor) and len(output) == len(input)
+        usable = usable and self.penalty.settings.output in (None, root_probabilities)  # which take a tensor as well
         self._moved_since_gather = self.penalty.settings.persistent
         return self.penalty(self._model(), input, output if usable else None)
 

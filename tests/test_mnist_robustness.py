@@ -169,7 +169,7 @@ def test_every_recipe_trains(network):
     for name, recipe in RECIPES[network].items():
         training = Training(network, recipe, seed=0, quick=True)
         before = [parameter.clone() for parameter in training.model.parameters()]
-        training.step(data.train_x[:32], data.train_y[:32])
+        training.step(data.train_x[:128], data.train_y[:128])
         after = list(training.model.parameters())
         assert all(p.isfinite().all() for p in after), name
         assert not any(torch.equal(p, q) for p, q in zip(before, after, strict=True)), name
@@ -211,18 +211,19 @@ def test_the_weight_falls_in_equal_steps(quick):
     assert training.penalty.weight == pytest.approx(recipe.penalty["weight"] * recipe.weight_fall)
 
 
-def test_the_hardest_points_are_penalised():
+def test_the_points_closest_to_a_decision_are_penalised():
     from _mnist_data import load
     from _mnist_recipes import RECIPES
     from _mnist_training import Training
 
     data, recipe = load("", "test", True), RECIPES["mlp"]["tv"]
-    training = Training("mlp", dataclasses.replace(recipe, hardest=20), seed=0, quick=True)
+    training = Training("mlp", dataclasses.replace(recipe, closest=20), seed=0, quick=True)
     x = data.train_x[:64]
     first, second = training.model(x).topk(2).values.unbind(1)
     training.step(x, data.train_y[:64])
     chosen = x[(first - second).argsort()[:20]]
     assert torch.equal(training.penalty.pairs.x, chosen)
+    assert training.penalty.reuses_outputs  # those of the same rows
 
 
 def test_missing_data_is_told(tmp_path, monkeypatch):

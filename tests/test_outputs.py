@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from torchlipreg import LipschitzPenalty, operator_norm
-from torchlipreg.outputs import root_probabilities, smallest_margins
+from torchlipreg.outputs import default_output, root_probabilities, smallest_margins
 
 
 def draw(*shape, seed=0):
@@ -71,24 +71,26 @@ def test_the_smallest_margins_are_those_of_a_plain_loop():
     ordered = [sorted(row, reverse=True) for row in logits.tolist()]
     margins = [row[0] - row[1] for row in ordered]
     assert smallest_margins(logits, 7).tolist() == sorted(range(40), key=margins.__getitem__)[:7]
-    assert sorted(smallest_margins(logits, 99).tolist()) == list(range(40))  # a short last batch
+    assert smallest_margins(logits, 99).tolist() == list(range(40))  # a short last batch
     assert smallest_margins({"logits": logits + 3}, 7).tolist() == smallest_margins(2 * logits, 7).tolist()
     assert len(smallest_margins(logits[:0], 7)) == 0
 
 
-def test_margins_leave_the_graph_alone():
-    logits = draw(6, 3).requires_grad_()
-    assert not smallest_margins(logits, 2).requires_grad
-    logits.sum().backward()
+def test_rows_keep_their_order_where_all_are_taken_and_those_with_nan_come_last():
+    logits = draw(6, 3)
+    assert smallest_margins(logits, 6).tolist() == list(range(6))
+    logits[2, 1] = torch.nan
+    assert 2 not in smallest_margins(logits, 5)
 
 
 @pytest.mark.parametrize(
     ("y", "count", "error", "words"),
     [
         (torch.ones(4), 2, ValueError, "`y`.*\\(N, C\\)"),
-        (torch.ones(4, 1), 2, ValueError, "`y`.*two classes"),
+        (torch.ones(4, 1), 2, ValueError, "`y`.*two classes.*one logit"),
         (torch.ones(4, 3, 2), 2, ValueError, "`y`"),
-        (torch.ones(4, 3, dtype=torch.long), 2, TypeError, "logits"),
+        (torch.ones(4, 3, dtype=torch.long), 2, TypeError, "`y`.*logits"),
+        (2, torch.ones(4, 3), TypeError, "`y`.*logits"),
         (torch.ones(4, 3), 0, ValueError, "`num_points`"),
         (torch.ones(4, 3), 0.5, TypeError, "`num_points`"),
     ],
@@ -107,12 +109,36 @@ def test_chosen_points_reuse_the_outputs_of_the_loop():
     for _ in range(2):
         calls.clear()
         out = net(x)
-        hard = smallest_margins(out, 6)
-        value = penalty(net, x[hard], out[hard])
+        close = smallest_margins(out, 6)
+        value = penalty(net, x[close], out[close])
     assert penalty.reuses_outputs
     assert calls == [16, 6, 6]  # the loop's, the ascent's, the penalty's
-    assert penalty.pairs.x.equal(x[hard])
+    assert penalty.pairs.x.equal(x[close])
     gradients = torch.autograd.grad(value, net.parameters())
-    q = torch.linalg.vector_norm(net(penalty.pairs.x_prime) - net(x[hard]), dim=1) / penalty.pairs.distance(2)
+    q = torch.linalg.vector_norm(net(penalty.pairs.x_prime) - net(x[close]), dim=1) / penalty.pairs.distance(2)
     for ours, slow in zip(gradients, torch.autograd.grad(q.square().mean(), net.parameters()), strict=True):
         torch.testing.assert_close(ours, slow, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda y: {"logits": y}, lambda y: SimpleNamespace(logits=y)])
+def test_chosen_points_of_a_model_that_returns_more_than_logits(wrap):
+    net, x = torch.nn.Linear(5, 3), draw(16, 5).float()
+    out = wrap(net(x))
+    close = smallest_margins(out, 6)
+    penalty = LipschitzPenalty("tv", 1.0, output=root_probabilities)
+    value = penalty(lambda z: wrap(net(z)), x[close], default_output(out)[close])
+    assert penalty.reuses_outputs
+    assert torch.equal(value, LipschitzPenalty("tv", 1.0, output=root_probabilities)(net, x[close], net(x)[close]))
+
+
+def test_chosen_points_under_batchnorm_in_train_mode():
+    net = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    x = draw(32, 5).float()
+    out = net(x)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    close = smallest_margins(out, 6)
+    penalty = LipschitzPenalty("tv", 1.0)
+    penalty(net, x[close], out[close]).backward()
+    assert penalty.reuses_outputs is False  # rows of the training forward are not those of the fixed function
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.grad.isfinite().all() for p in net.parameters())

@@ -22,8 +22,8 @@ def process_group():
 @pytest.fixture(scope="module")
 def namespace(tmp_path_factory, process_group):
     model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
-    x, y = torch.rand(32, 64), torch.randint(10, (32,))
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=16)
+    x, y = torch.rand(300, 64), torch.randint(10, (300,))
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=128)
     optimizer = torch.optim.Adam(model.parameters())
 
     def train_one_epoch(model, loader, penalty):

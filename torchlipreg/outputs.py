@@ -28,7 +28,7 @@ def root_probabilities(y: Any, dim: int = -1) -> Tensor:
     """Return the square roots of a classifier's probabilities, √softmax: ``output=root_probabilities`` penalises them.
 
     Their ℓ2 distance is √2 times Hellinger's, at most √2. It ignores what changes no prediction: a shift of all logits,
-    and how far ahead of the others a sure winner is. Quotients are smaller than those of logits, and want a larger
+    and by how much a class leads that is certain already. Quotients are smaller than those of logits, and want a larger
     weight: for MNIST .02 instead of .001 where it is constant, and .3 at the start where it falls to a thirtieth.
 
     Args:
@@ -51,44 +51,55 @@ def root_probabilities(y: Any, dim: int = -1) -> Tensor:
 
 
 def smallest_margins(y: Any, num_points: int) -> Tensor:
-    """Return which rows of a batch a classifier decides least clearly: its two largest logits differ least there.
+    """Return which rows of a batch lie closest to a decision: a classifier's two largest logits differ least there.
 
-    A penalty on these points costs what it costs on as many random ones, and does more::
+    Made for ``output=root_probabilities`` with a weight that falls during training::
 
-        hard = smallest_margins(out, 72)
-        loss = criterion(out, y) + penalty(model, x[hard], out[hard])
+        close = smallest_margins(out, 72)
+        loss = criterion(out, y) + penalty(model, x[close], out[close])
 
-    On MNIST 72 to 96 points of a batch of 128, chosen so, serve as well as all of them. Labels play no part.
+    On MNIST 72 to 96 points of a batch of 128, chosen so, then serve against ℓ∞ attacks at least as well as all of
+    them. With a constant weight as many random points (``num_pairs``) can do better. Labels play no part: a point that
+    is wrong and sure of it is not chosen.
+
+    Where the model returns more than logits, select first, ``logits = default_output(out)``, and pass
+    ``logits[close]``; a penalty with an ``output`` function of one's own for what the model returns wants that
+    structure, or no ``outputs`` at all.
 
     Args:
         y: What the model returned: logits, shape (N, C), C ≥ 2, or something that holds them as
-            :func:`default_output` finds them.
-        num_points: How many rows, ≥ 1; all of them if there are fewer.
+            :func:`default_output` finds them. The classes exclude each other; for one logit z pass
+            ``torch.stack([z, -z], 1)``.
+        num_points: How many rows, ≥ 1.
 
     Returns:
-        Row numbers, shape (min(num_points, N),), smallest margin first.
+        Row numbers, shape (min(num_points, N),), smallest margin first and rows with NaN last; if all are taken, in
+        their own order.
 
     Raises:
         TypeError: If there is no floating tensor in ``y``, or ``num_points`` is no integer.
         ValueError: If the logits have another shape, or ``num_points`` is less than 1.
 
     References:
-        Not in the report. T. Scheffer et al., *Active Hidden Markov Models for Information Extraction*, 2001: margins
-        as a measure of what is worth a label.
+        Not in the report. T. Scheffer et al., *Active Hidden Markov Models for Information Extraction*, 2001, of
+        probabilities, where these are margins of logits.
     """
     logits, count = _logits(y), check_count("num_points", num_points)
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"Expected argument `y` to hold logits of shape (N, C) with C >= 2, but got {tuple(logits.shape)}: "
-            "a margin is between two classes."
+            f"Expected argument `y` to hold logits of shape (N, C) with C >= 2, but got {tuple(logits.shape)}: a "
+            "margin is between two classes. For one logit z pass torch.stack([z, -z], 1), for dense outputs choose "
+            "the rows yourself."
         )
+    if count >= len(logits):
+        return torch.arange(len(logits), device=logits.device)
     first, second = logits.detach().topk(2, dim=1).values.unbind(1)
-    return (first - second).topk(min(count, len(logits)), largest=False).indices
+    return (first - second).topk(count, largest=False).indices
 
 
 def _logits(y: Any) -> Tensor:
     logits = default_output(y)
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(f"Expected the model to return logits, a floating tensor, but got {kind}: select them first.")
+        raise TypeError(f"Expected argument `y` to be logits or to hold them, a floating tensor, but got {kind}.")
     return logits

@@ -45,7 +45,7 @@ class LipschitzPenalty:
         method: ``"max"``, ``"sum"``, ``"tv"`` or ``"ptv"``.
         weight: λ ≥ 0, a mutable attribute. At 0 a call returns an exact zero and runs no forward.
         num_pairs: max, sum: size of the pair set (of each rank), default 64. tv, ptv: points of each batch that are
-            used, a fresh random choice in each call, default all.
+            used, fresh random ones in each call, default all. See also :func:`torchlipreg.outputs.smallest_margins`.
         radius: ε ≥ 0 in the input norm and the input's units, a mutable attribute. tv, ptv: default 0.1. max, sum:
             None starts pairs from different data points, a number from a ball around one. Zero, or less than the
             dtype resolves, is the limit ε → 0: the directional derivative, by ``torch.func.jvp``.
@@ -181,8 +181,8 @@ class LipschitzPenalty:
             model: The model being trained: any callable from (N, *) to an output; not kept. In DDP, FSDP2,
                 ``torch.compile`` wrappers as they are.
             x: The batch, floating, shape (N, *). N may change from call to call.
-            outputs: ``model(x)`` from the training loop. It serves as f(x) where it is the same: no active Dropout,
-                no train-mode BatchNorm, full precision (see :attr:`reuses_outputs`). Otherwise f(x) is recomputed.
+            outputs: ``model(x)`` from the training loop, or the rows of it that ``x`` is of a batch. They serve as f(x)
+                where they are: no Dropout or BatchNorm in train mode, full precision (see :attr:`reuses_outputs`).
             update: False evaluates the last call's pairs again and moves nothing (closures, SAM, several terms).
                 Nothing moves without gradients either (``no_grad``, ``inference_mode``).
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.integrations.timm import LipschitzTask
+from torchlipreg.outputs import root_probabilities
 
 CLASSES, SIZE = 5, 32
 
@@ -109,11 +110,22 @@ def test_the_student_is_penalised_as_it_predicts():
     torch.testing.assert_close(task.penalty.estimate, quotients.max(), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("output", [None, root_probabilities])
 @pytest.mark.parametrize(("model", "reused"), [(vit, True), (resnet, False)])
-def test_the_tasks_output_serves_as_f_of_x_where_it_is_the_same(model, reused):
-    task = LipschitzTask(ClassificationTask(model(), **QUIET), strong())
+def test_the_tasks_output_serves_as_f_of_x_where_it_is_the_same(model, reused, output):
+    task = LipschitzTask(ClassificationTask(model(), **QUIET), LipschitzPenalty("tv", output=output))
     task(*batch())
     assert task.penalty.reuses_outputs is reused
+
+
+def test_an_output_function_of_ones_own_gets_what_the_model_returns():
+    seen = []
+    task = LipschitzTask(
+        ClassificationTask(vit(), **QUIET), LipschitzPenalty("tv", output=lambda y: seen.append(y) or y)
+    )
+    task(*batch())
+    assert seen
+    assert task.penalty.reuses_outputs is None
 
 
 def test_results_are_separate_tensors():
