@@ -59,8 +59,8 @@ def smallest_margins(y: Any, num_points: int) -> Tensor:
         loss = criterion(out, y) + penalty(model, x[close], out[close])
 
     On MNIST 72 to 96 points of a batch of 128, chosen so, then serve against ℓ∞ attacks at least as well as all of
-    them. With a constant weight as many random points (``num_pairs``) can do better. Labels play no part: a point that
-    is wrong and sure of it is not chosen.
+    them. As many random points (``num_pairs``) can do better where the weight is constant or the points are few (16).
+    Labels play no part: a point that is wrong and sure of it is not chosen.
 
     Where the model returns more than logits, select first, ``logits = default_output(out)``, and pass
     ``logits[close]``; a penalty with an ``output`` function of one's own for what the model returns wants that
