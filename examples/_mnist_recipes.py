@@ -73,7 +73,7 @@ GLOBAL = {  # pairs between different data points, and pairs close to one
 ROOTS = {"output": root_probabilities}
 MLP = {
     "tv": flip("tv", "tv", 0.3, weight_fall=0.03, closest=72, **ROOTS),
-    "tv-strong": flip("tv, strong", "tv", 0.4, weight_fall=0.1, closest=96, **ROOTS),
+    "tv-strong": flip("tv, strong", "tv", 0.4, weight_fall=0.075, closest=104, **ROOTS),
     "tv-eighth": flip("tv, an eighth", "tv", 0.2, weight_fall=0.1, closest=64, interval=4, **ROOTS),
     "tv-random": flip("tv, random points", "tv", 0.3, weight_fall=0.03, num_pairs=72, **ROOTS),
     "tv-whole": flip("tv, whole batch", "tv", 0.3, weight_fall=0.03, **ROOTS),

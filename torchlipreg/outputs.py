@@ -58,7 +58,7 @@ def smallest_margins(y: Any, num_points: int) -> Tensor:
         close = smallest_margins(out, 72)
         loss = criterion(out, y) + penalty(model, x[close], out[close])
 
-    On MNIST 72 to 96 points of a batch of 128, chosen so, then serve against ℓ∞ attacks at least as well as all of
+    On MNIST 72 to 104 points of a batch of 128, chosen so, then serve against ℓ∞ attacks at least as well as all of
     them. As many random points (``num_pairs``) can do better where the weight is constant or the points are few (16).
     Labels play no part: a point that is wrong and sure of it is not chosen.
 
