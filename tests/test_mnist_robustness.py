@@ -226,6 +226,22 @@ def test_the_points_closest_to_a_decision_are_penalised():
     assert training.penalty.reuses_outputs  # those of the same rows
 
 
+def test_a_recipe_that_would_ignore_a_setting_is_refused():
+    from _mnist_recipes import EPSILON, Recipe, flip
+    from _rivals import fgsm_training
+
+    with pytest.raises(ValueError, match="`penalty` for weight_fall"):
+        Recipe("plain", weight_fall=0.1)
+    with pytest.raises(ValueError, match="plain loss.*closest"):
+        flip("tv + FGSM training", "tv", 0.1, fgsm_training, EPSILON, closest=20)
+
+
+def test_settings_name_the_defaults_of_the_loss():
+    from _mnist_recipes import RECIPES
+
+    assert RECIPES["mlp"]["trades"].settings() == {"loss": "trades(epsilon=0.1, beta=6.0, steps=10)"}
+
+
 def test_missing_data_is_told(tmp_path, monkeypatch):
     from _mnist_data import load
     from torchvision.datasets import MNIST
