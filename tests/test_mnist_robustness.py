@@ -232,7 +232,7 @@ def test_a_recipe_that_would_ignore_a_setting_is_refused():
 
     with pytest.raises(ValueError, match="`penalty` for weight_fall"):
         Recipe("plain", weight_fall=0.1)
-    with pytest.raises(ValueError, match="plain loss.*closest"):
+    with pytest.raises(ValueError, match=r"plain loss.*closest"):
         flip("tv + FGSM training", "tv", 0.1, fgsm_training, EPSILON, closest=20)
 
 
