@@ -285,7 +285,7 @@ COLUMNS = ("fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1", "pgd l2 
         ("mlp", "tv", "differences-light", ["fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1"], None),
         ("mlp", "tv", "differences-squared", ["pgd linf 0.1", "apgd linf 0.1"], None),
         ("conv", "tv", "fgsm", COLUMNS, None),
-        ("conv", "tv", "pgd", COLUMNS, 1 / 3),
+        ("conv", "tv", "pgd", COLUMNS, 1 / 4),
         ("conv", "tv", "trades", ["fgsm 0.1", "pgd linf 0.2", "pgd l2 1.0", "pgd l2 2.0", "noise 0.8"], 1 / 3),
     ],
 )
