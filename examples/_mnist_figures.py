@@ -17,6 +17,7 @@ PANELS = {  # the report's figure: its perturbation, title, label of the strengt
     9: ("pgd linf", "20 gradient steps (PGD)", "largest change of a pixel, ε"),
     10: ("noise", "Gaussian noise", "standard deviation, σ"),
 }
+VARIANTS = {"differences", "logits-strong", "logits-ptv", "logits-warmup"}  # too close to others for the price picture
 SCALE = 0.85  # the price picture ends at this part of the best accuracy
 JUDGES = {
     "autoattack linf 0.1": "AutoAttack",
@@ -61,7 +62,8 @@ def _cost(results, network, folder):
 
     Recipes with fewer seeds than others are left out: there are more than a picture can hold.
     """
-    timed = [recipe for recipe in results.recipes(network) if results.step_time(network, recipe)]
+    shown = [recipe for recipe in results.recipes(network) if recipe not in VARIANTS]
+    timed = [recipe for recipe in shown if results.step_time(network, recipe)]
     seeds = max((len(results.of(network, recipe)) for recipe in timed), default=0)
     recipes = [recipe for recipe in timed if len(results.of(network, recipe)) == seeds]
     judge = next((name for name in JUDGES if all(results.numbers(network, r, name) for r in recipes)), None)
