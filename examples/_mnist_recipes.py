@@ -10,7 +10,7 @@ from _rivals import fgsm_training, finite_differences, pgd_training, plain, trad
 from torchlipreg import LipschitzPenalty
 from torchlipreg.outputs import root_probabilities
 
-SCHEDULE = {"weight_fall": 1.0, "closest": None, "discrepancy": None}  # how the penalty is applied, and the defaults
+SCHEDULE = ("weight_fall", "closest", "discrepancy")  # how the penalty is applied
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Recipe:
     discrepancy: dict | None = None  # arguments of DiscrepancyWeight, stepped by the running training accuracy
 
     def __post_init__(self):
-        asked = [name for name in SCHEDULE if getattr(self, name) != SCHEDULE[name]]
+        asked = self._schedule()
         if asked and self.penalty is None:
             raise ValueError(f"Expected a `penalty` for {', '.join(asked)}, but got none.")
-        if {"closest", "discrepancy"} & set(asked) and self.loss is not plain:
+        if {"closest", "discrepancy"} & asked.keys() and self.loss is not plain:
             raise ValueError(f"Expected the plain loss, whose outputs {', '.join(asked)} look at, but got another.")
 
     def settings(self):
@@ -38,8 +38,11 @@ class Recipe:
         words = {"loss": f"{self.loss.__name__}({arguments})"}
         if self.penalty is not None:
             words["penalty"] = repr(LipschitzPenalty(**self.penalty))
-        shown = {name: getattr(self, name) for name in SCHEDULE}
-        return words | {name: str(value) for name, value in shown.items() if value != SCHEDULE[name]}
+        return words | {name: str(value) for name, value in self._schedule().items()}
+
+    def _schedule(self):
+        """What differs from the defaults, which a dataclass keeps on the class."""
+        return {name: value for name in SCHEDULE if (value := getattr(self, name)) != getattr(Recipe, name)}
 
 
 EPSILON = {"epsilon": 0.1}
