@@ -38,7 +38,7 @@ class LipschitzTask(TrainingTask):
     The penalty sees what ``get_eval_model()`` returns, the model that timm validates and exports: in the distillation
     tasks the student alone, without projection, and with the output that it will have when deployed (a DeiT's mean of
     its two heads). The task's ``output`` serves as f(x) where it is the same, unless the penalty has an ``output``
-    function other than ``root_probabilities``; otherwise f(x) takes a forward more.
+    function other than ``root_probabilities``; otherwise f(x) takes a forward more, and ``choose`` has nothing to see.
 
     Call the task rather than its ``forward``, which stays the plain one.
 

@@ -30,7 +30,7 @@ ARGUMENTS = [
     ("momentum", 1.0),
     *(("bounds", bad) for bad in ((1, 0), (0, 0), (NAN, 1), (0, NAN), (0,), (0, 1, 2), 1.0, "01x", ("a", "b"))),
     *(("anchored", bad) for bad in (None, 1, "yes")),
-    *(("output", bad) for bad in ("logits", 0)),
+    *((name, bad) for name in ("output", "choose") for bad in ("logits", 0)),
     *(("seed", bad) for bad in (-1, 1.5, None, "0", True)),
 ]
 

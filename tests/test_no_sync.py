@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import ASCENTS, METHODS, Recurrent, conv_bn, dropout_net, mlp, penalty_of
 
+from torchlipreg.outputs import smallest_margins
+
 READS = ("item", "tolist", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__contains__")
 AWAITED = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim")
 
@@ -106,6 +108,11 @@ SETTINGS = {
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_settings(method, settings):
     step_without_reads(penalty_of(method, **SETTINGS[settings]), mlp(), (8, 6), settings != "no outputs")
+
+
+@pytest.mark.parametrize("method", ["tv", "ptv"])
+def test_chosen_points(method):
+    step_without_reads(penalty_of(method, num_pairs=3, choose=smallest_margins), mlp(), (8, 6))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -89,6 +89,17 @@ def check_rows(name: str, x: Tensor, shape: torch.Size) -> None:
         )
 
 
+def check_row_numbers(rows: Any) -> Tensor:
+    """Return what a penalty's ``choose`` returned; raise TypeError unless it is a list of row numbers."""
+    if not isinstance(rows, Tensor) or rows.dtype not in (torch.int64, torch.int32) or rows.dim() != 1:
+        got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise TypeError(
+            f"Expected argument `choose` to return row numbers, an integer tensor of shape (n,), but got {got}. For a "
+            "mask of rows return mask.nonzero().flatten()."
+        )
+    return rows
+
+
 def check_values(x: Tensor, bounds: tuple[float, float] | None) -> None:
     """Raise if the batch has non-finite values or lies outside ``bounds``. Reads values: first call only."""
     if not bool(torch.isfinite(x).all()):
@@ -109,7 +120,7 @@ def check_output(y: Any, batch_size: int) -> Tensor:
         raise TypeError(f"Expected the model's output to be a tensor, but got {type(y).__name__}. {hint}")
     if not y.is_floating_point():
         raise TypeError(f"Expected the model's output to be a floating tensor, but got {y.dtype}. {hint}")
-    if y.dim() == 0 or len(y) != batch_size:
+    if y.dim() == 0 or y.shape[0] != batch_size:
         raise ValueError(
             f"Expected the model's output to keep the batch axis of {batch_size} rows, but got shape "
             f"{tuple(y.shape)}: return one output per row, not a loss or a mean. {hint}"

@@ -108,7 +108,7 @@ class FixedFunction:
         z = x.clone() if self._dtype in (None, x.dtype) else x.to(self._dtype)
         if self._is_compiled:
             torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
-        y = check_output(self._select(self._core(z)), len(x))
+        y = check_output(self._select(self._core(z)), x.shape[0])
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
     @property

@@ -6,30 +6,44 @@ Throughout, ``radius == 0`` means the limit ε → 0, in which a pair is a point
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from torchlipreg.ascent import Adam, Momentum, Nesterov, Power, Rule, State, on_sphere, where_state
+from torchlipreg.checks import check_row_numbers
 from torchlipreg.norms import rescale
 from torchlipreg.pairs import PairSet, add_noise, draw_from_data, draw_in_ball, draw_points
 from torchlipreg.settings import Settings
 
 
-def choose_points(settings: Settings, x: Tensor, generator: torch.Generator) -> Tensor | None:
-    """Draw which rows of the batch a local method uses; None for all of them.
+def choose_points(settings: Settings, x: Tensor, outputs: Any, generator: torch.Generator) -> Tensor | None:
+    """Draw or choose which rows of the batch a local method uses; None for all of them.
 
     Args:
         settings: Of the penalty.
         x: The batch, shape (N, *).
+        outputs: What the training loop's ``model(x)`` returned, or None.
         generator: The only source of randomness.
 
     Returns:
-        Row numbers, shape (num_pairs,), without repetition, or None.
+        Row numbers, shape (num_pairs,), or None.
+
+    Raises:
+        TypeError: If ``settings.choose`` returns no row numbers.
+        ValueError: If it is to look at outputs, and there are none.
     """
     if settings.persistent or settings.num_pairs is None or settings.num_pairs >= len(x):
         return None
-    return torch.randperm(len(x), generator=generator, device=x.device)[: settings.num_pairs]
+    if settings.choose is None:
+        return torch.randperm(len(x), generator=generator, device=x.device)[: settings.num_pairs]
+    if outputs is None:
+        raise ValueError(
+            "Expected argument `outputs`, at which the penalty's `choose` looks, but got None: call "
+            "penalty(model, x, outputs) with outputs = model(x)."
+        )
+    return check_row_numbers(settings.choose(outputs, settings.num_pairs))
 
 
 def draw_pairs(

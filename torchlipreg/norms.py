@@ -21,11 +21,11 @@ def batch_norm(v: Tensor, p: float) -> Tensor:
     Returns:
         Norms, shape (N,). The gradient at a zero row is zero, never NaN.
     """
-    rows = _rows(v)
+    vectors = as_rows(v)
     if p == 2:
-        norms: Tensor = torch.linalg.vector_norm(rows, 2, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(vectors, 2, dim=1)
         return norms
-    size = rows.abs()  # vector_norm takes 6 (ℓ1) and 15 (ℓ∞) times as long on a CPU: it is not vectorised there
+    size = vectors.abs()  # vector_norm takes 6 (ℓ1) and 15 (ℓ∞) times as long on a CPU: it is not vectorised there
     return size.sum(1) if p == 1 else size.amax(1)
 
 
@@ -88,7 +88,7 @@ def rescale(v: Tensor, length: Tensor | float, p: float) -> Tensor:
     """
     limits = torch.finfo(v.dtype)
     # In float64: the squares of a small row (1e-25 in float32) would vanish. Clamped: a zero row times ∞ would be NaN.
-    norm = torch.linalg.vector_norm(_rows(v), 2, dim=1, dtype=torch.float64) if p == 2 else batch_norm(v, p)
+    norm = torch.linalg.vector_norm(as_rows(v), 2, dim=1, dtype=torch.float64) if p == 2 else batch_norm(v, p)
     return v * per_row((length / norm.clamp_min(limits.tiny)).clamp_max(limits.max).to(v.dtype), v)
 
 
@@ -122,5 +122,6 @@ def random_in_ball(like: Tensor, p: float, generator: torch.Generator) -> Tensor
     return rescale(v, length ** (1 / max(1, like[:1].numel())), p)
 
 
-def _rows(v: Tensor) -> Tensor:
-    return v if v.dim() == 2 else v.reshape(len(v), v.shape[1:].numel())
+def as_rows(v: Tensor) -> Tensor:
+    """Return v, shape (N, *), as a matrix, shape (N, number of coordinates)."""
+    return v if v.dim() == 2 else v.reshape(v.shape[0], v.shape[1:].numel())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchlipreg.norms import batch_norm, per_row, random_in_ball, rescale
+from torchlipreg.norms import as_rows, batch_norm, per_row, random_in_ball, rescale
 
 
 class PairSet(NamedTuple):
@@ -53,7 +53,7 @@ class PairSet(NamedTuple):
 
 def all_finite(x: Tensor) -> Tensor:
     """Return, for each row of x, shape (N, *), whether its sum, and so each coordinate, is finite: shape (N,)."""
-    sums = x.reshape(len(x), x.shape[1:].numel()).sum(1)
+    sums = as_rows(x).sum(1)
     return sums - sums == 0  # ∞ − ∞ is NaN; a tenth of the time of x.isfinite().all(1) on a CPU
 
 
@@ -94,7 +94,7 @@ def draw_in_ball(x: Tensor, radius: float, p: float, generator: torch.Generator,
     offset = random_in_ball(x, p, generator)
     if on_sphere:
         offset = rescale(offset, 1.0, p)
-    return PairSet(x, torch.add(x, offset, alpha=radius))
+    return PairSet(x, torch.add(x, offset, alpha=radius, out=offset))
 
 
 def add_noise(x: Tensor, sigma: float, generator: torch.Generator) -> Tensor:

@@ -45,7 +45,9 @@ class LipschitzPenalty:
         method: ``"max"``, ``"sum"``, ``"tv"`` or ``"ptv"``.
         weight: λ ≥ 0, a mutable attribute. At 0 a call returns an exact zero and runs no forward.
         num_pairs: max, sum: size of the pair set (of each rank), default 64. tv, ptv: points of each batch that are
-            used, fresh random ones in each call, default all. See also :func:`torchlipreg.outputs.smallest_margins`.
+            used, default all.
+        choose: tv, ptv: a function of ``outputs`` and ``num_pairs`` that returns their row numbers, shape (num_pairs,),
+            such as :func:`torchlipreg.outputs.smallest_margins`. Default: fresh random ones in each call.
         radius: ε ≥ 0 in the input norm and the input's units, a mutable attribute. tv, ptv: default 0.1. max, sum:
             None starts pairs from different data points, a number from a ball around one. Zero, or less than the
             dtype resolves, is the limit ε → 0: the directional derivative, by ``torch.func.jvp``.
@@ -65,8 +67,7 @@ class LipschitzPenalty:
         seed: Of the penalty's own generator, ≥ 0; each rank derives its own from it.
 
     Raises:
-        TypeError: If an argument has the wrong type.
-        ValueError: If an argument is out of range; the message names it.
+        TypeError, ValueError: If an argument has the wrong type or is out of range; the message names it.
 
     References:
         R. Bernas, *Lipschitz Regularization for Neural Networks in High Dimension*, 2024: the report.
@@ -79,6 +80,7 @@ class LipschitzPenalty:
         weight: float = 1e-3,
         *,
         num_pairs: int | None = None,
+        choose: Callable[[Any, int], Tensor] | None = None,
         radius: float | None = None,
         input_norm: float = 2,
         output_norm: float = 2,
@@ -97,6 +99,7 @@ class LipschitzPenalty:
         self.settings = Settings(
             method=method,
             num_pairs=num_pairs,
+            choose=choose,
             input_norm=input_norm,
             output_norm=output_norm,
             power=power,
@@ -150,10 +153,9 @@ class LipschitzPenalty:
 
     @property
     def estimate(self) -> Tensor:
-        """The largest quotient of the last call over all ranks: a lower bound on the Lipschitz constant.
+        """The largest quotient of the last call over all ranks, 0-dim: a lower bound on the Lipschitz constant.
 
-        0-dim, detached; 0 before the first call. Reading it also warns, once, of batches that were not finite, for
-        which it synchronises with the GPU; the penalty's call never does.
+        Detached; 0 before the first call. Reading it waits for the GPU, and warns once of batches that were not finite.
         """
         if self._state.saw_nonfinite():
             warnings.warn(
@@ -181,8 +183,8 @@ class LipschitzPenalty:
             model: The model being trained: any callable from (N, *) to an output; not kept. In DDP, FSDP2,
                 ``torch.compile`` wrappers as they are.
             x: The batch, floating, shape (N, *). N may change from call to call.
-            outputs: ``model(x)`` from the training loop, or the rows of it that ``x`` is of a batch. They serve as f(x)
-                where they are: no Dropout or BatchNorm in train mode, full precision (see :attr:`reuses_outputs`).
+            outputs: ``model(x)`` from the training loop. They serve as f(x) where they are: no Dropout or BatchNorm in
+                train mode, full precision (see :attr:`reuses_outputs`); otherwise f(x) is recomputed.
             update: False evaluates the last call's pairs again and moves nothing (closures, SAM, several terms).
                 Nothing moves without gradients either (``no_grad``, ``inference_mode``).
 
@@ -191,9 +193,9 @@ class LipschitzPenalty:
             parameters only.
 
         Raises:
-            TypeError: If ``x`` is not a floating tensor, or the model's output not one.
-            ValueError: If shapes do not fit, the output carries no gradient, or, checked in the first call only,
-                ``x`` is not finite or outside ``bounds``.
+            TypeError: If ``x`` is not a floating tensor, the model's output not one, or ``choose``'s not row numbers.
+            ValueError: If shapes do not fit, ``choose`` has no ``outputs``, the output carries no gradient, or, checked
+                in the first call only, ``x`` is not finite or outside ``bounds``.
             RuntimeError: If the model's parallelism cannot take a penalty, or another rank refused its first batch.
         """
         check_points("x", x, may_be_empty=world_size() > 1)
@@ -231,10 +233,8 @@ class LipschitzPenalty:
         """Return everything that a bit-equal resume needs: tensors, numbers, strings, lists and dicts only.
 
         Not collective. On several ranks it holds this rank's pairs only, with a warning, unless :meth:`synchronize`
-        came just before. The pairs of tv and ptv live for one call and are not saved.
-
-        Returns:
-            The state; ``torch.load(..., weights_only=True)`` reads it back.
+        came just before. The pairs of tv and ptv live for one call and are not saved. ``torch.load`` reads it back
+        with ``weights_only=True``.
         """
         return {**self._identity(), "weight": self.weight, "radius": self.radius, **self._state.to_dict()}
 

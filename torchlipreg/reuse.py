@@ -86,7 +86,7 @@ def in_half_precision(outputs: Any) -> bool:
 def select_outputs(outputs: Any, output: Callable[[Any], Any] | None, batch_size: int) -> Tensor:
     """Return the tensor to penalise from what the loop's model returned for the batch."""
     y = (default_output if output is None else output)(outputs)
-    if isinstance(y, Tensor) and (y.dim() == 0 or len(y) != batch_size):
+    if isinstance(y, Tensor) and (y.dim() == 0 or y.shape[0] != batch_size):
         raise ValueError(
             f"Expected argument `outputs` to be model(x), with {batch_size} rows, but got shape {tuple(y.shape)}."
         )

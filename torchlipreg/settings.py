@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from torchlipreg.checks import check_bounds, check_choice, check_count, check_norm, check_number
 
 METHODS = ("max", "sum", "tv", "ptv")
@@ -25,6 +27,7 @@ class Settings:
 
     method: str
     num_pairs: int | None
+    choose: Callable[[Any, int], Tensor] | None
     input_norm: float
     output_norm: float
     power: int
@@ -52,6 +55,7 @@ class Settings:
         for name in ("num_pairs", "ascent_steps", "interval"):
             if name != "num_pairs" or self.num_pairs is not None:
                 self._fill(name, check_count(name, getattr(self, name)))
+        self._check_choose()
         self._check_step_size()
         self._fill("momentum", check_number("momentum", self.momentum))
         if self.momentum >= 1:
@@ -74,6 +78,19 @@ class Settings:
     def fixed_x(self) -> bool:
         """Say whether x stays on the data point and only x′ moves."""
         return self.anchored and not self.persistent
+
+    def _check_choose(self) -> None:
+        if self.choose is None:
+            return
+        if not callable(self.choose):
+            raise TypeError(f"Expected argument `choose` to be callable or None, but got {self.choose!r}.")
+        if self.persistent:
+            raise ValueError(
+                f"Expected no argument `choose` with `method`={self.method!r}, whose pairs live from batch to batch. "
+                "Leave it out, or take method 'tv' or 'ptv'."
+            )
+        if self.num_pairs is None:
+            raise ValueError("Expected argument `num_pairs`, how many points to `choose` of each batch, but got None.")
 
     def _check_step_size(self) -> None:
         if self.ascent == "power":

@@ -77,13 +77,13 @@ class Step:
                 counts = None if state.counts is None else state.counts.to(x.device)
                 self._follow(f, known[0], points)
                 return self._reduce(quotients(f, known[0], None, counts), counts)
-            chosen = choose_points(settings, points, self.generator)
-            batch = points if chosen is None else points[chosen]
+            chosen = choose_points(settings, points, outputs, self.generator)
+            batch = points if chosen is None else points.index_select(0, chosen)
             finite = all_finite(batch)
             counts = None if settings.persistent else finite
             if counts is not None:
                 batch = _finite_copy(batch)
-                if len(batch) == 0:  # a rank without data takes part in each forward and collective all the same
+                if batch.shape[0] == 0:  # a rank without data takes part in each forward and collective all the same
                     batch, counts = batch.new_zeros(1, *batch.shape[1:]), finite.new_zeros(1)
             rule = ascent_rule(settings, batch, radius)
             pairs, memory = start(settings, known, state.stuck, batch, rule, radius, self.generator)
@@ -91,7 +91,7 @@ class Step:
             followed = self._follow(f, pairs, points)
             fx = None
             if settings.fixed_x and not limit:
-                fx = self._reused(f, x, outputs, chosen, len(batch))
+                fx = self._reused(f, x, outputs, chosen, batch.shape[0])
                 if fx is None:
                     fx = f(pairs.x) if followed is None else followed
             if self.moves:
@@ -130,12 +130,12 @@ class Step:
         """Return f(x) at the chosen points from the loop's outputs; None if they cannot serve."""
         if outputs is None:
             return None
-        y = select_outputs(outputs, self.settings.output, len(x))
+        y = select_outputs(outputs, self.settings.output, x.shape[0])
         if not self.reuse.allowed(f, x, y, rounded=in_half_precision(outputs)):
             return None
-        if len(y) == 0:
+        if y.shape[0] == 0:
             return y.new_zeros(size, *y.shape[1:])
-        return y if chosen is None else y[chosen]
+        return y if chosen is None else y.index_select(0, chosen)
 
     def _objective(
         self, f: FixedFunction, anchor: Tensor | None, quotients: Callable[..., Tensor], limit: bool

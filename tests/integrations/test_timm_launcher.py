@@ -19,6 +19,7 @@ from PIL import Image
 from torchlipreg import LipschitzPenalty
 from torchlipreg.integrations._timm_options import parse
 from torchlipreg.integrations.timm import main
+from torchlipreg.outputs import smallest_margins
 
 SCRIPT = str(Path(__file__).with_name("train_like.py"))
 LAUNCH = ["-m", "torchlipreg.integrations.timm"]
@@ -104,6 +105,10 @@ def test_every_option_of_the_constructor_has_its_flag(capsys):
         (["--lip-bounds", "-2.1", "2.6", "--no-lip-anchored"], {"bounds": [-2.1, 2.6], "anchored": False}),
         (["--lip-num-pairs", "8", "--lip-radius", "0", "--lip-seed", "3"], {"num_pairs": 8, "radius": 0, "seed": 3}),
         (["--lip-output", "operator:itemgetter"], {"output": __import__("operator").itemgetter}),
+        (
+            ["--lip-choose", "torchlipreg.outputs:smallest_margins", "--lip-num-pairs", "8"],
+            {"choose": smallest_margins, "num_pairs": 8},
+        ),
     ],
 )
 def test_options_reach_the_constructor_and_the_rest_the_script(flags, options):

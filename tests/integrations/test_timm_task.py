@@ -22,7 +22,7 @@ from torch import nn
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.integrations.timm import LipschitzTask
-from torchlipreg.outputs import root_probabilities
+from torchlipreg.outputs import root_probabilities, smallest_margins
 
 CLASSES, SIZE = 5, 32
 
@@ -116,6 +116,15 @@ def test_the_tasks_output_serves_as_f_of_x_where_it_is_the_same(model, reused, o
     task = LipschitzTask(ClassificationTask(model(), **QUIET), LipschitzPenalty("tv", output=output))
     task(*batch())
     assert task.penalty.reuses_outputs is reused
+
+
+@pytest.mark.parametrize("model", [vit, resnet])
+def test_the_tasks_output_chooses_the_points(model):
+    penalty = LipschitzPenalty("tv", num_pairs=2, choose=smallest_margins)
+    task = LipschitzTask(ClassificationTask(model(), **QUIET), penalty)
+    x, y = batch()
+    result = task(x, y)
+    assert torch.equal(penalty.pairs.x, x[smallest_margins(result["output"], 2)])
 
 
 def test_an_output_function_of_ones_own_gets_what_the_model_returns():

@@ -1,0 +1,141 @@
+"""``choose``: which points of a batch a local method uses, from the outputs of the training loop."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from torchlipreg import LipschitzPenalty
+from torchlipreg.outputs import default_output, root_probabilities, smallest_margins
+
+CLOSEST = {"num_pairs": 6, "choose": smallest_margins}
+
+
+def net_and_batch(n=16):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(n, 5)
+
+
+def last_rows(y, count):
+    return torch.arange(len(y))[-count:]
+
+
+@pytest.mark.parametrize("method", ["tv", "ptv"])
+@pytest.mark.parametrize("settings", [{}, {"input_norm": math.inf}, {"radius": 0.0}, {"anchored": False}])
+@pytest.mark.parametrize("output", [None, root_probabilities])
+def test_chosen_points_are_those_that_a_user_would_have_chosen(method, settings, output):
+    net, x = net_and_batch()
+    chooses = LipschitzPenalty(method, 1.0, output=output, seed=3, **settings, **CLOSEST)
+    chosen = LipschitzPenalty(method, 1.0, output=output, seed=3, **settings)
+    for _ in range(2):
+        close = smallest_margins(net(x), 6)
+        ours, slow = chooses(net, x, net(x)), chosen(net, x[close], net(x)[close])
+        assert torch.equal(ours, slow)
+        assert torch.equal(chooses.pairs.x_prime, chosen.pairs.x_prime)
+        gradients = [torch.autograd.grad(v, net.parameters(), materialize_grads=True) for v in (ours, slow)]
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+        x = x + 0.5
+
+
+def test_the_outputs_of_the_loop_serve_and_rows_that_are_not_chosen_cost_nothing():
+    net, x = net_and_batch()
+    calls = []
+    net.register_forward_hook(lambda module, args, y: calls.append(len(y)))
+    penalty = LipschitzPenalty("tv", **CLOSEST)
+    for _ in range(2):
+        calls.clear()
+        penalty(net, x, net(x))
+    assert penalty.reuses_outputs
+    assert calls == [16, 6, 6]  # the loop's, the ascent's, the penalty's
+
+
+def test_it_is_asked_once_in_each_call_that_draws_pairs():
+    net, x = net_and_batch()
+    asked = []
+
+    def choose(y, count):
+        asked.append(count)
+        return last_rows(y, count)
+
+    penalty = LipschitzPenalty("tv", num_pairs=6, choose=choose, interval=2, output=root_probabilities)
+    out = net(x)
+    for _ in range(4):
+        penalty(net, x, out)
+    penalty(net, x, out, update=False)
+    assert asked == [6, 6]
+    assert torch.equal(penalty.pairs.x, x[-6:])
+    with torch.no_grad():
+        penalty(net, x[:6], out[:6])  # all of a short batch are taken
+    assert asked == [6, 6]
+
+
+@pytest.mark.parametrize("wrap", [lambda y: {"logits": y}, lambda y: SimpleNamespace(logits=y), lambda y: (y, 0)])
+def test_it_sees_what_the_model_returned(wrap):
+    net, x = net_and_batch()
+    own = LipschitzPenalty("tv", 1.0, output=lambda y: 2 * default_output(y), **CLOSEST)
+    plain = LipschitzPenalty("tv", 4.0, **CLOSEST)
+    torch.testing.assert_close(own(lambda z: wrap(net(z)), x, wrap(net(x))), plain(net, x, net(x)))
+    assert own.reuses_outputs
+
+
+def test_outputs_that_cannot_serve_as_f_of_x_still_choose():
+    net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(32, 5)
+    out = net(x)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    penalty = LipschitzPenalty("tv", 1.0, **CLOSEST)
+    penalty(net, x, out).backward()
+    assert penalty.reuses_outputs is False
+    assert torch.equal(penalty.pairs.x, x[smallest_margins(out, 6)])
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_a_chosen_row_that_is_not_finite_does_not_count():
+    net, x = net_and_batch()
+    penalty = LipschitzPenalty("tv", 1.0, num_pairs=6, choose=last_rows)
+    penalty(net, x, net(x))
+    x[-6] = math.nan
+    value = penalty(net, x, net(x))
+    pairs = penalty.pairs.map(lambda z: z[1:])
+    assert torch.equal(pairs.x, x[-5:])
+    q = (net(pairs.x_prime) - net(pairs.x)).norm(dim=1) / pairs.distance(2)
+    torch.testing.assert_close(value, q.square().mean())
+    with pytest.warns(UserWarning, match="NaN or infinity"):
+        assert penalty.estimate.isfinite()
+
+
+def test_without_outputs_it_has_nothing_to_look_at():
+    net, x = net_and_batch()
+    penalty = LipschitzPenalty("tv", **CLOSEST)
+    with pytest.raises(ValueError, match=r"`outputs`.*`choose`.*outputs = model\(x\)"):
+        penalty(net, x)
+    assert penalty.pairs is None
+    assert all(m.training for m in net.modules())
+
+
+@pytest.mark.parametrize(
+    "rows", [torch.tensor([True] * 16), torch.zeros(6), torch.zeros(2, 3, dtype=torch.long), [0, 1], None]
+)
+def test_what_is_no_list_of_row_numbers_is_refused(rows):
+    net, x = net_and_batch()
+    penalty = LipschitzPenalty("tv", num_pairs=6, choose=lambda y, count: rows)
+    with pytest.raises(TypeError, match=r"`choose`.*row numbers.*but got.*nonzero"):
+        penalty(net, x, net(x))
+    assert penalty.pairs is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"choose": "closest", "num_pairs": 6}, TypeError, "`choose`.*but got 'closest'"),
+        ({"choose": smallest_margins}, ValueError, "`num_pairs`.*`choose`.*but got None"),
+        ({"choose": smallest_margins, "method": "max"}, ValueError, "`choose`.*`method`='max'.*'tv'"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings, error, words):
+    with pytest.raises(error, match=words):
+        LipschitzPenalty(**settings)
