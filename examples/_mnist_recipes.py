@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from _rivals import fgsm_training, finite_differences, pgd_training, plain, trades
 
 from torchlipreg import LipschitzPenalty
-from torchlipreg.outputs import root_probabilities
+from torchlipreg.outputs import root_probabilities, smallest_margins
 
-SCHEDULE = ("weight_fall", "closest", "discrepancy")  # how the penalty is applied
+SCHEDULE = ("weight_fall", "discrepancy")  # how the penalty is applied
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,14 @@ class Recipe:
     arguments: dict = field(default_factory=dict)  # of the loss
     penalty: dict | None = None  # arguments of LipschitzPenalty, which is added to the loss
     weight_fall: float = 1.0  # factor of the penalty's weight over the whole training, in equal steps
-    closest: int | None = None  # penalise so many points of each batch, those of the smallest margins; default all
     discrepancy: dict | None = None  # arguments of DiscrepancyWeight, stepped by the running training accuracy
 
     def __post_init__(self):
         asked = self._schedule()
         if asked and self.penalty is None:
             raise ValueError(f"Expected a `penalty` for {', '.join(asked)}, but got none.")
-        if {"closest", "discrepancy"} & asked.keys() and self.loss is not plain:
-            raise ValueError(f"Expected the plain loss, whose outputs {', '.join(asked)} look at, but got another.")
+        if self.discrepancy is not None and self.loss is not plain:
+            raise ValueError("Expected the plain loss, whose outputs `discrepancy` looks at, but got another.")
 
     def settings(self):
         """What the training depends on, defaults included, in words."""
@@ -74,10 +73,11 @@ GLOBAL = {  # pairs between different data points, and pairs close to one
     "max-warmup": flip("max after warm-up", "max", 1e-2, discrepancy=WARMUP),
 }
 ROOTS = {"output": root_probabilities}
+CLOSEST = ROOTS | {"choose": smallest_margins}
 MLP = {
-    "tv": flip("tv", "tv", 0.3, weight_fall=0.03, closest=72, **ROOTS),
-    "tv-strong": flip("tv, strong", "tv", 0.4, weight_fall=0.075, closest=104, **ROOTS),
-    "tv-eighth": flip("tv, an eighth", "tv", 0.2, weight_fall=0.1, closest=64, interval=4, **ROOTS),
+    "tv": flip("tv", "tv", 0.3, weight_fall=0.03, num_pairs=72, **CLOSEST),
+    "tv-strong": flip("tv, strong", "tv", 0.4, weight_fall=0.075, num_pairs=104, **CLOSEST),
+    "tv-eighth": flip("tv, an eighth", "tv", 0.2, weight_fall=0.1, num_pairs=64, interval=4, **CLOSEST),
     "tv-random": flip("tv, random points", "tv", 0.3, weight_fall=0.03, num_pairs=72, **ROOTS),
     "tv-whole": flip("tv, whole batch", "tv", 0.3, weight_fall=0.03, **ROOTS),
     "logits": flip("tv on logits", "tv", 7e-4),
@@ -91,9 +91,9 @@ MLP = {
     ),
 }
 CONV = {
-    "tv": flip("tv", "tv", 0.8, weight_fall=0.025, closest=96, radius=0.2, **ROOTS),
+    "tv": flip("tv", "tv", 0.8, weight_fall=0.025, num_pairs=96, radius=0.2, **CLOSEST),
     "tv-steps": flip(
-        "tv, 2 ascent steps", "tv", 0.8, weight_fall=0.04, closest=96, radius=0.17, ascent_steps=2, **ROOTS
+        "tv, 2 ascent steps", "tv", 0.8, weight_fall=0.04, num_pairs=96, radius=0.17, ascent_steps=2, **CLOSEST
     ),
     "tv-whole": flip("tv, whole batch", "tv", 0.8, weight_fall=0.025, radius=0.2, **ROOTS),
     "logits": flip("tv on logits", "tv", 1e-3, radius=0.2),

@@ -17,7 +17,7 @@ from _mnist_results import PUBLISHED, collect, command_line, read, save
 from _mnist_sweep import Job, sweep
 from _mnist_tables import print_tables
 
-from torchlipreg.outputs import root_probabilities
+from torchlipreg.outputs import root_probabilities, smallest_margins
 
 NAME = "mnist_settings"
 MEASURES = ("curves", "apgd")
@@ -43,10 +43,10 @@ VARIANTS = [
     tv(num_pairs=16),
     tv(3e-3, weight_fall=0.03),
     *(roots(weight) for weight in (2e-2, 1e-1)),
-    roots(1e-1, closest=72),
+    roots(1e-1, num_pairs=72, choose=smallest_margins),
     *(roots(0.3, weight_fall=fall) for fall in (0.01, 0.03, 0.1)),
     *(roots(0.3, weight_fall=0.03, num_pairs=pairs) for pairs in (72, 16)),
-    *(roots(0.3, weight_fall=0.03, closest=points) for points in (72, 16)),
+    *(roots(0.3, weight_fall=0.03, num_pairs=pairs, choose=smallest_margins) for pairs in (72, 16)),
 ]
 
 

@@ -25,6 +25,7 @@ from zoo import (
 )
 
 from torchlipreg.frozen import fixed_function
+from torchlipreg.modules import all_modules
 
 RANDOM = {
     "batchnorm": (conv_bn, (7, 3, 6, 6)),
@@ -394,3 +395,12 @@ def test_warnings_point_at_the_user():
     with pytest.warns(UserWarning, match="`radius`") as caught:
         penalty_of("tv", radius=1e-9)(nn.Linear(3, 2), torch.rand(4, 3))
     assert caught[0].filename == __file__
+
+
+def test_all_modules_are_those_of_torch_in_its_order_each_once():
+    shared = nn.Linear(2, 2)
+    net = nn.Sequential(nn.Sequential(shared, nn.ReLU()), shared, nn.ModuleDict({"none": nn.Identity()}))
+    net.register_module("empty", None)
+    net[0].register_module("parent", net)  # a cycle
+    assert all_modules(net) == list(net.modules())
+    assert all_modules(lambda x: net(x) + shared(x)) == list(net.modules())

@@ -217,7 +217,8 @@ def test_the_points_closest_to_a_decision_are_penalised():
     from _mnist_training import Training
 
     data, recipe = load("", "test", True), RECIPES["mlp"]["tv"]
-    training = Training("mlp", dataclasses.replace(recipe, closest=20), seed=0, quick=True)
+    recipe = dataclasses.replace(recipe, penalty=recipe.penalty | {"num_pairs": 20})
+    training = Training("mlp", recipe, seed=0, quick=True)
     x = data.train_x[:64]
     first, second = training.model(x).topk(2).values.unbind(1)
     training.step(x, data.train_y[:64])
@@ -227,13 +228,13 @@ def test_the_points_closest_to_a_decision_are_penalised():
 
 
 def test_a_recipe_that_would_ignore_a_setting_is_refused():
-    from _mnist_recipes import EPSILON, Recipe, flip
+    from _mnist_recipes import EPSILON, WARMUP, Recipe, flip
     from _rivals import fgsm_training
 
     with pytest.raises(ValueError, match="`penalty` for weight_fall"):
         Recipe("plain", weight_fall=0.1)
-    with pytest.raises(ValueError, match=r"plain loss.*closest"):
-        flip("tv + FGSM training", "tv", 0.1, fgsm_training, EPSILON, closest=20)
+    with pytest.raises(ValueError, match=r"plain loss.*discrepancy"):
+        flip("tv + FGSM training", "tv", 0.1, fgsm_training, EPSILON, discrepancy=WARMUP)
 
 
 def test_settings_name_the_defaults_of_the_loss():

@@ -53,18 +53,13 @@ def root_probabilities(y: Any, dim: int = -1) -> Tensor:
 def smallest_margins(y: Any, num_points: int) -> Tensor:
     """Return which rows of a batch lie closest to a decision: a classifier's two largest logits differ least there.
 
-    Made for ``output=root_probabilities`` with a weight that falls during training::
+    A function for ``choose``, made for ``output=root_probabilities`` with a weight that falls during training::
 
-        close = smallest_margins(out, 72)
-        loss = criterion(out, y) + penalty(model, x[close], out[close])
+        LipschitzPenalty("tv", 0.3, num_pairs=72, choose=smallest_margins, output=root_probabilities)
 
     On MNIST 72 to 104 points of a batch of 128, chosen so, then serve against ℓ∞ attacks at least as well as all of
-    them. As many random points (``num_pairs``) can do better where the weight is constant or the points are few (16).
-    Labels play no part: a point that is wrong and sure of it is not chosen.
-
-    Where the model returns more than logits, select first, ``logits = default_output(out)``, and pass
-    ``logits[close]``; a penalty with an ``output`` function of one's own for what the model returns wants that
-    structure, or no ``outputs`` at all.
+    them. As many random points can do better where the weight is constant or the points are few (16). Labels play no
+    part: a point that is wrong and sure of it is not chosen.
 
     Args:
         y: What the model returned: logits, shape (N, C), C ≥ 2, or something that holds them as
