@@ -93,4 +93,4 @@ def _argument_descriptions(documented: type) -> dict[str, str]:
     """Return the text on each argument in the ``Args:`` section of a docstring."""
     section = re.search(r"\n    Args:\n(.*?)\n\n", documented.__doc__ or "", re.DOTALL)
     entries = re.findall(r"^ {8}(\w+): (.*?)(?=\n {8}\w|\Z)", section[1], re.DOTALL | re.MULTILINE) if section else []
-    return {name: " ".join(text.replace("``", "").split()) for name, text in entries}
+    return {name: " ".join(re.sub(r"``|:\w+:|`", "", text).split()) for name, text in entries}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import warnings
 from typing import Any, cast
@@ -38,7 +37,7 @@ class LipschitzTask(TrainingTask):
     The penalty sees what ``get_eval_model()`` returns, the model that timm validates and exports: in the distillation
     tasks the student alone, without projection, and with the output that it will have when deployed (a DeiT's mean of
     its two heads). The task's ``output`` serves as f(x) where it is the same, unless the penalty has an ``output``
-    function other than ``root_probabilities``; otherwise f(x) takes a forward more, and ``choose`` has nothing to see.
+    function other than ``root_probabilities``; otherwise f(x) takes a forward more, and there is no ``choose``.
 
     Call the task rather than its ``forward``, which stays the plain one.
 
@@ -53,6 +52,7 @@ class LipschitzTask(TrainingTask):
 
     Raises:
         TypeError: If an argument has the wrong type, or the task has a penalty already.
+        ValueError: If the penalty has ``choose`` and such an ``output`` function.
     """
 
     penalty: LipschitzPenalty
@@ -69,6 +69,11 @@ class LipschitzTask(TrainingTask):
     def _set_penalty(self, penalty: LipschitzPenalty) -> None:
         if not isinstance(penalty, LipschitzPenalty):
             raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
+        if penalty.settings.choose is not None and not _takes_the_tasks_output(penalty):
+            raise ValueError(
+                "Expected argument `penalty` to have no `choose` beside an `output` function of its own, for which the "
+                "task's output is not made. Take torchlipreg.outputs.root_probabilities, or leave one of them out."
+            )
         self.penalty = penalty
         self._options = _options(penalty)
         self._gathered_state: dict[str, Any] | None = None
@@ -105,8 +110,7 @@ class LipschitzTask(TrainingTask):
                 "to move, which NaFlex batches have not. Train without the NaFlex loader, or with weight 0."
             )
         output = result.get("output")
-        usable = isinstance(output, Tensor) and len(output) == len(input)
-        usable = usable and self.penalty.settings.output in (None, root_probabilities)  # which take a tensor as well
+        usable = isinstance(output, Tensor) and len(output) == len(input) and _takes_the_tasks_output(self.penalty)
         self._moved_since_gather = self.penalty.settings.persistent
         return self.penalty(self._model(), input, output if usable else None)
 
@@ -229,11 +233,18 @@ class LipschitzTask(TrainingTask):
             _warn(f"The penalty goes on with other options than the checkpoint's: {values}.")
 
 
+def _takes_the_tasks_output(penalty: LipschitzPenalty) -> bool:
+    """Say whether the penalty's ``output`` works on a tensor as on what the model returns."""
+    return penalty.settings.output in (None, root_probabilities)
+
+
 def _options(penalty: LipschitzPenalty) -> dict[str, Any]:
-    output = penalty.settings.output
-    name = None if output is None else getattr(output, "__qualname__", type(output).__qualname__)
-    settings = dataclasses.asdict(dataclasses.replace(penalty.settings, output=None))
-    return {"weight": penalty.weight, "radius": penalty.radius, **settings, "output": name}
+    """Return the penalty's arguments in plain values: functions by their names."""
+    settings = {
+        name: getattr(value, "__qualname__", type(value).__qualname__) if callable(value) else value
+        for name, value in vars(penalty.settings).items()
+    }
+    return {"weight": penalty.weight, "radius": penalty.radius, **settings}
 
 
 def _warn(message: str) -> None:

@@ -64,12 +64,44 @@ def test_it_is_asked_once_in_each_call_that_draws_pairs():
     out = net(x)
     for _ in range(4):
         penalty(net, x, out)
-    penalty(net, x, out, update=False)
+    penalty(net, x, update=False)
+    with torch.no_grad():
+        penalty(net, x)
     assert asked == [6, 6]
     assert torch.equal(penalty.pairs.x, x[-6:])
-    with torch.no_grad():
-        penalty(net, x[:6], out[:6])  # all of a short batch are taken
-    assert asked == [6, 6]
+
+
+def test_a_short_batch_is_taken_whole():
+    net, x = net_and_batch(6)
+    penalty = LipschitzPenalty("tv", num_pairs=6, choose=lambda y, count: 1 / 0)
+    penalty(net, x, net(x))
+    assert torch.equal(penalty.pairs.x, x)
+
+
+@pytest.mark.parametrize("rows", [[0, 3, 3], [-1], list(range(16)) * 2])
+@pytest.mark.parametrize("settings", [{}, {"radius": 0.0}, {"anchored": False}])
+def test_rows_may_be_fewer_or_more_or_repeated(rows, settings):
+    net, x = net_and_batch()
+    rows = torch.tensor(rows)
+    chooses = LipschitzPenalty("tv", 1.0, num_pairs=6, choose=lambda y, count: rows, seed=1, **settings)
+    chosen = LipschitzPenalty("tv", 1.0, seed=1, **settings)
+    assert torch.equal(chooses(net, x, net(x)), chosen(net, x[rows], net(x)[rows]))
+
+
+@pytest.mark.parametrize("settings", [{}, {"radius": 0.0}, {"anchored": False}])
+def test_no_rows_cost_nothing(settings):
+    net, x = net_and_batch()
+    none = LipschitzPenalty(
+        "tv",
+        num_pairs=6,
+        choose=lambda y, count: torch.zeros(0, dtype=torch.long),
+        output=root_probabilities,
+        **settings,
+    )
+    value = none(net, x, net(x))
+    assert value == 0
+    (value + net(x).sum()).backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
 @pytest.mark.parametrize("wrap", [lambda y: {"logits": y}, lambda y: SimpleNamespace(logits=y), lambda y: (y, 0)])
@@ -79,6 +111,20 @@ def test_it_sees_what_the_model_returned(wrap):
     plain = LipschitzPenalty("tv", 4.0, **CLOSEST)
     torch.testing.assert_close(own(lambda z: wrap(net(z)), x, wrap(net(x))), plain(net, x, net(x)))
     assert own.reuses_outputs
+
+
+@pytest.mark.parametrize("settings", [{}, {"anchored": False}])
+def test_under_batchnorm_in_train_mode_the_statistics_are_those_of_the_chosen_points(settings):
+    net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(32, 5)
+    out = net(x)  # each forward moves the running statistics
+    rows = smallest_margins(out, 6)
+    chooses = LipschitzPenalty("tv", 1.0, **CLOSEST, **settings)
+    chosen = LipschitzPenalty("tv", 1.0, **settings)
+    values = chooses(net, x, out), chosen(net, x[rows], out[rows])
+    assert torch.equal(*values)
+    for one, other in zip(*(torch.autograd.grad(v, net.parameters()) for v in values), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_outputs_that_cannot_serve_as_f_of_x_still_choose():
@@ -111,14 +157,26 @@ def test_a_chosen_row_that_is_not_finite_does_not_count():
 def test_without_outputs_it_has_nothing_to_look_at():
     net, x = net_and_batch()
     penalty = LipschitzPenalty("tv", **CLOSEST)
-    with pytest.raises(ValueError, match=r"`outputs`.*`choose`.*outputs = model\(x\)"):
+    for penalty.weight in (0.0, 1.0):  # a warm-up does not hide it
+        with pytest.raises(ValueError, match=r"`outputs`, model\(x\).*`choose`.*but got None"):
+            penalty(net, x)
+    with torch.no_grad(), pytest.raises(ValueError, match="`outputs`"):
         penalty(net, x)
     assert penalty.pairs is None
-    assert all(m.training for m in net.modules())
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+@pytest.mark.parametrize("settings", [{}, {"radius": 0.0}, {"anchored": False}])
+def test_outputs_of_another_batch_are_refused_before_they_choose(rows, settings):
+    net, x = net_and_batch()
+    penalty = LipschitzPenalty("tv", **CLOSEST, **settings)
+    with pytest.raises(ValueError, match=r"`outputs`.*16 rows"):
+        penalty(net, x, net(torch.randn(rows, 5)))
+    assert penalty.pairs is None
 
 
 @pytest.mark.parametrize(
-    "rows", [torch.tensor([True] * 16), torch.zeros(6), torch.zeros(2, 3, dtype=torch.long), [0, 1], None]
+    "rows", [torch.tensor([True] * 16), torch.zeros(6), torch.zeros(6).short(), torch.zeros(2, 3).long(), [0, 1], None]
 )
 def test_what_is_no_list_of_row_numbers_is_refused(rows):
     net, x = net_and_batch()

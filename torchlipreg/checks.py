@@ -91,10 +91,10 @@ def check_rows(name: str, x: Tensor, shape: torch.Size) -> None:
 
 def check_row_numbers(rows: Any) -> Tensor:
     """Return what a penalty's ``choose`` returned; raise TypeError unless it is a list of row numbers."""
-    if not isinstance(rows, Tensor) or rows.dtype not in (torch.int64, torch.int32) or rows.dim() != 1:
+    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
         got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
         raise TypeError(
-            f"Expected argument `choose` to return row numbers, an integer tensor of shape (n,), but got {got}. For a "
+            f"Expected argument `choose` to return row numbers, an int64 tensor of shape (n,), but got {got}. For a "
             "mask of rows return mask.nonzero().flatten()."
         )
     return rows

@@ -32,17 +32,11 @@ def choose_points(settings: Settings, x: Tensor, outputs: Any, generator: torch.
 
     Raises:
         TypeError: If ``settings.choose`` returns no row numbers.
-        ValueError: If it is to look at outputs, and there are none.
     """
     if settings.persistent or settings.num_pairs is None or settings.num_pairs >= len(x):
         return None
     if settings.choose is None:
         return torch.randperm(len(x), generator=generator, device=x.device)[: settings.num_pairs]
-    if outputs is None:
-        raise ValueError(
-            "Expected argument `outputs`, at which the penalty's `choose` looks, but got None: call "
-            "penalty(model, x, outputs) with outputs = model(x)."
-        )
     return check_row_numbers(settings.choose(outputs, settings.num_pairs))
 
 

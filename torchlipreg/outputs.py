@@ -63,8 +63,8 @@ def smallest_margins(y: Any, num_points: int) -> Tensor:
 
     Args:
         y: What the model returned: logits, shape (N, C), C ≥ 2, or something that holds them as
-            :func:`default_output` finds them. The classes exclude each other; for one logit z pass
-            ``torch.stack([z, -z], 1)``.
+            :func:`default_output` finds them. The classes exclude each other; for one logit z, shape (N, 1), pass
+            ``torch.cat([z, -z], 1)``.
         num_points: How many rows, ≥ 1.
 
     Returns:
@@ -83,8 +83,8 @@ def smallest_margins(y: Any, num_points: int) -> Tensor:
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"Expected argument `y` to hold logits of shape (N, C) with C >= 2, but got {tuple(logits.shape)}: a "
-            "margin is between two classes. For one logit z pass torch.stack([z, -z], 1), for dense outputs choose "
-            "the rows yourself."
+            "margin is between two classes. For one logit z, shape (N, 1), pass torch.cat([z, -z], 1); for dense "
+            "outputs choose the rows yourself."
         )
     if count >= len(logits):
         return torch.arange(len(logits), device=logits.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -46,8 +45,9 @@ class LipschitzPenalty:
         weight: λ ≥ 0, a mutable attribute. At 0 a call returns an exact zero and runs no forward.
         num_pairs: max, sum: size of the pair set (of each rank), default 64. tv, ptv: points of each batch that are
             used, default all.
-        choose: tv, ptv: a function of ``outputs`` and ``num_pairs`` that returns their row numbers, shape (num_pairs,),
-            such as :func:`torchlipreg.outputs.smallest_margins`. Default: fresh random ones in each call.
+        choose: tv, ptv: which ``num_pairs`` points of a larger batch. A function of ``outputs``, as the model returned
+            them, and ``num_pairs``, to int64 row numbers, shape (n,): :func:`torchlipreg.outputs.smallest_margins`, or
+            one of your own. Each call then needs ``outputs``. Default: fresh random ones in each call.
         radius: ε ≥ 0 in the input norm and the input's units, a mutable attribute. tv, ptv: default 0.1. max, sum:
             None starts pairs from different data points, a number from a ball around one. Zero, or less than the
             dtype resolves, is the limit ε → 0: the directional derivative, by ``torch.func.jvp``.
@@ -157,11 +157,7 @@ class LipschitzPenalty:
 
         Detached; 0 before the first call. Reading it waits for the GPU, and warns once of batches that were not finite.
         """
-        if self._state.saw_nonfinite():
-            warnings.warn(
-                "A batch held NaN or infinity: those rows were left out of the penalty, persistent pairs stayed put.",
-                stacklevel=2,
-            )
+        self._state.warn_of_nonfinite()
         return self._state.estimate
 
     @property
@@ -183,8 +179,8 @@ class LipschitzPenalty:
             model: The model being trained: any callable from (N, *) to an output; not kept. In DDP, FSDP2,
                 ``torch.compile`` wrappers as they are.
             x: The batch, floating, shape (N, *). N may change from call to call.
-            outputs: ``model(x)`` from the training loop. They serve as f(x) where they are: no Dropout or BatchNorm in
-                train mode, full precision (see :attr:`reuses_outputs`); otherwise f(x) is recomputed.
+            outputs: ``model(x)`` from the training loop, for ``choose`` to see. They serve as f(x) where they are: no
+                Dropout or BatchNorm in train mode, full precision (see :attr:`reuses_outputs`); else it is recomputed.
             update: False evaluates the last call's pairs again and moves nothing (closures, SAM, several terms).
                 Nothing moves without gradients either (``no_grad``, ``inference_mode``).
 
@@ -202,12 +198,16 @@ class LipschitzPenalty:
         check_parallelism(model)
         if self.settings.persistent and self.pairs is not None:
             check_rows("x", x, self.pairs.x.shape[1:])
+        moves = update and torch.is_grad_enabled()
+        if self.settings.choose is not None and outputs is None and (moves or self.pairs is None):
+            raise ValueError(
+                "Expected argument `outputs`, model(x), at which the penalty's `choose` looks, but got None."
+            )
         if self.weight == 0:
             return torch.zeros((), device=x.device)
         if torch.is_inference_mode_enabled():  # in which older versions' torch.func.jvp is zero
             with torch.inference_mode(False), torch.no_grad():
                 return self(model, x, outputs, update=update)
-        moves = update and torch.is_grad_enabled()
         call = self._state.calls if moves else max(0, self._state.calls - 1)
         if call % self.settings.interval:
             self._state.calls += moves

@@ -62,19 +62,17 @@ class PenaltyState:
         self.calls, self.floor, self.pairs, self.ascent, self.counts = self.calls + 1, floor, pairs, ascent, counts
         self._gathered = None
 
-    def saw_nonfinite(self) -> bool:
-        """Say whether a batch since the last time of asking was not finite. Synchronises with the GPU."""
-        saw, self._finite = self._finite is not None and not bool(self._finite), None
-        return saw
+    def warn_of_nonfinite(self) -> None:
+        """Warn if a batch since the last time of asking was not finite. Synchronises with the GPU."""
+        finite, self._finite = self._finite, None
+        if finite is not None and not bool(finite):
+            _warn("A batch held NaN or infinity: those rows were left out of the penalty, persistent pairs stayed put.")
 
     def warn_once(self, message: str) -> None:
-        """Warn, pointing at the line that called the penalty, unless the message was given before."""
+        """Warn, unless the message was given before."""
         if message not in self.warned:
             self.warned.add(message)
-            level, frame = 1, sys._getframe()
-            while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torchlipreg."):
-                level, frame = level + 1, frame.f_back
-            warnings.warn(message, stacklevel=level)
+            _warn(message)
 
     def generator(self, device: torch.device, seed: int) -> torch.Generator:
         """Return the penalty's own generator, whose numbers depend on the seed, the rank and the count of calls alone.
@@ -153,6 +151,14 @@ class PenaltyState:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_generator": None}  # a torch.Generator can be neither pickled nor deep-copied
+
+
+def _warn(message: str) -> None:
+    """Warn, pointing at the line that called the penalty."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torchlipreg."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 NOTHING: dict[str, Any] = {"pairs": None, "ascent": {}, "stuck": None}

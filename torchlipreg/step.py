@@ -77,8 +77,11 @@ class Step:
                 counts = None if state.counts is None else state.counts.to(x.device)
                 self._follow(f, known[0], points)
                 return self._reduce(quotients(f, known[0], None, counts), counts)
+            anchored = settings.fixed_x and not limit
+            looks = outputs is not None and (anchored or settings.choose is not None)
+            y = select_outputs(outputs, settings.output, x.shape[0]) if looks else None  # checks the number of rows
             chosen = choose_points(settings, points, outputs, self.generator)
-            batch = points if chosen is None else points.index_select(0, chosen)
+            batch = points if chosen is None else points[chosen]
             finite = all_finite(batch)
             counts = None if settings.persistent else finite
             if counts is not None:
@@ -88,10 +91,10 @@ class Step:
             rule = ascent_rule(settings, batch, radius)
             pairs, memory = start(settings, known, state.stuck, batch, rule, radius, self.generator)
 
-            followed = self._follow(f, pairs, points)
+            followed = self._follow(f, pairs, batch)
             fx = None
-            if settings.fixed_x and not limit:
-                fx = self._reused(f, x, outputs, chosen, batch.shape[0])
+            if anchored:
+                fx = self._reused(f, x, y, outputs, chosen, batch.shape[0])
                 if fx is None:
                     fx = f(pairs.x) if followed is None else followed
             if self.moves:
@@ -126,16 +129,14 @@ class Step:
             return f.follow_statistics(pairs.x)
         return f.follow_statistics(_finite_copy(points[: len(pairs.x)]))
 
-    def _reused(self, f: FixedFunction, x: Tensor, outputs: Any, chosen: Tensor | None, size: int) -> Tensor | None:
-        """Return f(x) at the chosen points from the loop's outputs; None if they cannot serve."""
-        if outputs is None:
+    def _reused(
+        self, f: FixedFunction, x: Tensor, y: Tensor | None, outputs: Any, chosen: Tensor | None, size: int
+    ) -> Tensor | None:
+        """Return f(x) at the chosen points from y, the loop's outputs as penalised; None if it cannot serve."""
+        if y is None or not self.reuse.allowed(f, x, y, rounded=in_half_precision(outputs)):
             return None
-        y = select_outputs(outputs, self.settings.output, x.shape[0])
-        if not self.reuse.allowed(f, x, y, rounded=in_half_precision(outputs)):
-            return None
-        if y.shape[0] == 0:
-            return y.new_zeros(size, *y.shape[1:])
-        return y if chosen is None else y.index_select(0, chosen)
+        rows = y if chosen is None else y[chosen]
+        return rows if rows.shape[0] else y.new_zeros(size, *y.shape[1:])
 
     def _objective(
         self, f: FixedFunction, anchor: Tensor | None, quotients: Callable[..., Tensor], limit: bool

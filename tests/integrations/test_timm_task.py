@@ -127,6 +127,24 @@ def test_the_tasks_output_chooses_the_points(model):
     assert torch.equal(penalty.pairs.x, x[smallest_margins(result["output"], 2)])
 
 
+def test_a_checkpoint_names_the_functions_of_its_penalty(tmp_path):
+    def task():
+        penalty = LipschitzPenalty("tv", num_pairs=2, choose=smallest_margins, output=root_probabilities)
+        return LipschitzTask(ClassificationTask(vit(), **QUIET), penalty)
+
+    saved, loaded = task(), task()
+    saved(*batch())
+    torch.save(saved.get_task_state(), tmp_path / "task.pt")
+    loaded.load_task_state(torch.load(tmp_path / "task.pt", weights_only=True))  # without a warning
+    assert loaded.penalty._state.calls == 1
+
+
+def test_an_output_function_of_ones_own_leaves_nothing_to_choose_from():
+    penalty = LipschitzPenalty("tv", num_pairs=2, choose=smallest_margins, output=lambda y: y)
+    with pytest.raises(ValueError, match=r"`penalty`.*`choose`.*root_probabilities"):
+        LipschitzTask(ClassificationTask(vit(), **QUIET), penalty)
+
+
 def test_an_output_function_of_ones_own_gets_what_the_model_returns():
     seen = []
     task = LipschitzTask(
