@@ -8,7 +8,7 @@ from _benchmark_measure import interleaved, quartiles
 from _mnist_training import BATCH, Training
 
 STEPS = 8  # of each recipe in a round: a multiple of every `interval`
-ROUNDS = 25
+ROUNDS = 40
 
 
 def relative_step_times(network, recipes, data, quick):
