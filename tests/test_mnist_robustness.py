@@ -281,8 +281,8 @@ COLUMNS = ("fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1", "pgd l2 
     ("network", "ours", "theirs", "columns", "share"),
     [
         ("mlp", "tv", "fgsm", [*COLUMNS, "autoattack linf 0.1"], None),
-        ("mlp", "tv", "pgd", [*COLUMNS, "autoattack linf 0.1"], 0.36),  # timings of one machine: .32 to .36
-        ("mlp", "tv-strong", "trades", [*COLUMNS, "autoattack linf 0.1"], 0.36),
+        ("mlp", "tv", "pgd", [*COLUMNS, "autoattack linf 0.1"], 1 / 3),
+        ("mlp", "tv-strong", "trades", [*COLUMNS, "autoattack linf 0.1"], 1 / 3),
         ("mlp", "tv", "differences-light", ["fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1"], None),
         ("mlp", "tv", "differences-squared", ["pgd linf 0.1", "apgd linf 0.1"], None),
         ("conv", "tv", "fgsm", COLUMNS, None),

@@ -82,6 +82,7 @@ def pair_gradient(objective: Objective, pairs: PairSet, anchored: bool) -> PairS
         y, u = objective(PairSet(x, x_prime))
         # autograd.grad, not backward(): the ascent must not touch the parameters' .grad
         gradients = torch.autograd.grad(y, moving, u, materialize_grads=True)
+    # Expanded: zeros that take no memory.
     return PairSet(x.new_zeros(()).expand_as(x) if anchored else gradients[0], gradients[-1])
 
 

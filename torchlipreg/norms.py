@@ -53,7 +53,7 @@ def steepest_direction(gradient: Tensor, p: float) -> Tensor:
         return gradient.sign()
     if p == 2:
         return rescale(gradient, 1.0, 2)
-    flat = gradient.reshape(len(gradient), -1)
+    flat = as_rows(gradient)
     largest = flat.abs().argmax(1, keepdim=True)
     return torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign()).view_as(gradient)
 

@@ -55,7 +55,11 @@ class Settings:
         for name in ("num_pairs", "ascent_steps", "interval"):
             if name != "num_pairs" or self.num_pairs is not None:
                 self._fill(name, check_count(name, getattr(self, name)))
-        self._check_choose()
+        for name in ("choose", "output"):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise TypeError(f"Expected argument `{name}` to be callable or None, but got {getattr(self, name)!r}.")
+        if self.choose is not None:
+            self._check_choose()
         self._check_step_size()
         self._fill("momentum", check_number("momentum", self.momentum))
         if self.momentum >= 1:
@@ -64,8 +68,6 @@ class Settings:
             raise TypeError(f"Expected argument `anchored` to be True or False, but got {self.anchored!r}.")
         self._fill("bounds", check_bounds(self.bounds))
         self._fill("noise", check_number("noise", self.noise))
-        if self.output is not None and not callable(self.output):
-            raise TypeError(f"Expected argument `output` to be callable or None, but got {self.output!r}.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"Expected argument `seed` to be an integer >= 0, but got {self.seed!r}.")
 
@@ -80,10 +82,6 @@ class Settings:
         return self.anchored and not self.persistent
 
     def _check_choose(self) -> None:
-        if self.choose is None:
-            return
-        if not callable(self.choose):
-            raise TypeError(f"Expected argument `choose` to be callable or None, but got {self.choose!r}.")
         if self.persistent:
             raise ValueError(
                 f"Expected no argument `choose` with `method`={self.method!r}, whose pairs live from batch to batch. "
