@@ -36,7 +36,7 @@ VARIANTS = [
     *(tv(weight) for weight in (3e-4, 1e-3, 3e-3, 1e-2)),
     *(tv(radius=radius) for radius in (0.05, 0.2)),
     tv(5e-2, input_norm=2, radius=1.0),
-    tv(2e-2, power=1),
+    tv(2e-2, exponent=1),
     tv(ascent_steps=2),
     tv(bounds=(0, 1)),
     tv(interval=8),

@@ -1,4 +1,4 @@
-"""LipschitzTask: a timm training task with a penalty."""
+"""LipschitzTask: a timm training task with a penalty. Long: it documents what it overrides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.distributed import rank, world_size
-from torchlipreg.modules import unwrap
+from torchlipreg.model.modules import unwrap
 from torchlipreg.outputs import root_probabilities
 
 STATE_KEY = "lipschitz"

@@ -16,7 +16,7 @@ METHODS = {
     "max": {"num_pairs": 6},
     "sum": {"num_pairs": 6, "radius": 0.3, "ascent": "adam"},
     "tv": {"radius": 0.2, "input_norm": math.inf},
-    "ptv": {"radius": 0.2, "anchored": False, "power": 1, "ascent": "nesterov"},
+    "ptv": {"radius": 0.2, "anchored": False, "exponent": 1, "ascent": "nesterov"},
     "limit": {"method": "tv", "radius": 0},
 }
 
@@ -91,7 +91,7 @@ def union_gradient(net, penalty, counts=True, data=None):
         distance = torch.linalg.vector_norm((x_prime - x).flatten(1), s.input_norm, dim=1)
         q.append(torch.linalg.vector_norm(change, s.output_norm, dim=1) / distance)
     q = torch.cat(q)
-    value = q.max() ** s.power if s.method == "max" else (q**s.power).mean()
+    value = q.max() ** s.exponent if s.method == "max" else (q**s.exponent).mean()
     gradients = torch.autograd.grad(value, list(net.parameters()), allow_unused=True, materialize_grads=True)
     return value.detach(), q.detach().max(), gradients
 

@@ -18,7 +18,7 @@ ARGUMENTS = [
     *(("method", bad) for bad in ("TV", "mean", "", None, 3)),
     *(("ascent", bad) for bad in ("lbfgs", "", 3, True)),
     *((norm, bad) for norm in ("input_norm", "output_norm") for bad in (0, 3, -1, -INF, NAN, "2", "inf", None, True)),
-    *(("power", bad) for bad in (0, 3, 1.5, "2", None)),
+    *(("exponent", bad) for bad in (0, 3, 1.5, "2", None)),
     *(
         (name, bad)
         for name in ("weight", "radius", "noise", "momentum")
@@ -282,15 +282,15 @@ def test_a_model_that_diverged_does_not_poison_the_pairs(method):
 @pytest.mark.parametrize(
     ("method", "radius"), [*((m, r) for m in METHODS for r in (0.1, 0.0)), *((m, None) for m in PERSISTENT)]
 )
-@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("exponent", [1, 2])
 @pytest.mark.parametrize("shift", [0.0, 1e-30])
-def test_coincident_points_and_constant_networks(method, power, radius, shift):
+def test_coincident_points_and_constant_networks(method, exponent, radius, shift):
     net, x = mlp(), torch.ones(8, 6)
     x[::2] += shift
     for weights in (None, 0.0):
         if weights is not None:
             nn.init.constant_(net[0].weight, weights)
-        penalty = penalty_of(method, power=power, radius=radius)
+        penalty = penalty_of(method, exponent=exponent, radius=radius)
         for _ in range(3):
             net.zero_grad()
             value = penalty(net, x)

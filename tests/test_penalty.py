@@ -208,10 +208,10 @@ def test_seeds(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("power", [1, 2])
-def test_the_estimate_is_the_largest_quotient_of_the_pairs(method, power):
+@pytest.mark.parametrize("exponent", [1, 2])
+def test_the_estimate_is_the_largest_quotient_of_the_pairs(method, exponent):
     net, x = mlp(), torch.randn(8, 6)
-    penalty = penalty_of(method, weight=0.5, power=power)
+    penalty = penalty_of(method, weight=0.5, exponent=exponent)
     assert penalty.estimate == 0
     assert penalty.pairs is None
     value = penalty(net, x)
@@ -219,7 +219,7 @@ def test_the_estimate_is_the_largest_quotient_of_the_pairs(method, power):
     with torch.no_grad():
         q = (net(a) - net(b)).norm(dim=1) / (a - b).norm(dim=1)
     torch.testing.assert_close(penalty.estimate, q.max(), rtol=1e-4, atol=0)
-    reduced = q.max() ** power if method == "max" else (q**power).mean()
+    reduced = q.max() ** exponent if method == "max" else (q**exponent).mean()
     torch.testing.assert_close(value.detach(), 0.5 * reduced, rtol=1e-4, atol=0)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.norms import EXPONENTS
+from torchlipreg.geometry.norms import EXPONENTS
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:

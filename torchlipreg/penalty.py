@@ -1,4 +1,4 @@
-"""LipschitzPenalty: the one stateful object, which wires the pure functions of the other modules together."""
+"""LipschitzPenalty: the one stateful object, which wires the other rooms together. Long: half documents its arguments."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchlipreg.call.settings import Settings
+from torchlipreg.call.state import STATE_VERSION, PenaltyState
+from torchlipreg.call.step import Step
 from torchlipreg.checks import check_number, check_points, check_rows
-from torchlipreg.distributed import check_parallelism, check_unused_parameters, world_size
-from torchlipreg.pairs import PairSet
-from torchlipreg.reuse import OutputReuse
-from torchlipreg.settings import Settings
-from torchlipreg.state import STATE_VERSION, PenaltyState
-from torchlipreg.step import Step
+from torchlipreg.distributed import world_size
+from torchlipreg.geometry.pairs import PairSet
+from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
+from torchlipreg.model.reuse import OutputReuse
 
 DEFAULT_RADIUS = 0.1
 
@@ -22,7 +23,7 @@ DEFAULT_RADIUS = 0.1
 class LipschitzPenalty:
     """A penalty on the difference quotients of a model over moving pairs of inputs: the FLIP family.
 
-    A call moves the pairs uphill and returns ``weight · reduceᵢ qᵢ^power`` with ``q = ‖f(x) − f(x′)‖ / ‖x − x′‖``,
+    A call moves the pairs uphill and returns ``weight · reduceᵢ qᵢ^exponent`` with ``q = ‖f(x) − f(x′)‖ / ‖x − x′‖``,
     where f is the model as a fixed function: eval mode, float32, and nothing in the model or its gradients changed.
     Call it once per training step, on every rank::
 
@@ -37,8 +38,8 @@ class LipschitzPenalty:
 
     Departures from the report: the mean over the batch instead of the sum; quotients squared by default; power steps
     and anchored pairs by default for tv and ptv; pairs on level sets (Property 1) and collapsed pairs drawn anew;
-    statistics of train-mode BatchNorm that follow the parameters, see :func:`torchlipreg.batchnorm.follow`.
-    ``power=1, anchored=False, ascent="sgd", momentum=0`` gives Algorithms 3 and 4 as printed.
+    statistics of train-mode BatchNorm that follow the parameters, see :func:`torchlipreg.model.batchnorm.follow`.
+    ``exponent=1, anchored=False, ascent="sgd", momentum=0`` gives Algorithms 3 and 4 as printed.
 
     Args:
         method: ``"max"``, ``"sum"``, ``"tv"`` or ``"ptv"``.
@@ -53,7 +54,7 @@ class LipschitzPenalty:
             dtype resolves, is the limit ε → 0: the directional derivative, by ``torch.func.jvp``.
         input_norm: 1, 2 or ``math.inf``: ‖x − x′‖. Use the norm of the perturbations to be withstood.
         output_norm: 1, 2 or ``math.inf``: ‖f(x) − f(x′)‖.
-        power: 1 for the report's formula, 2 for its square.
+        exponent: 1 for the report's formula, 2 for its square.
         ascent: ``"power"`` (default for tv, ptv), ``"sgd"`` (default for max, sum), ``"nesterov"`` or ``"adam"``.
         ascent_steps: Ascent steps per call, ≥ 1.
         step_size: τ > 0. Default 0.01 for sgd and nesterov, 0.03 (input units) for adam; meaningless for power.
@@ -84,7 +85,8 @@ class LipschitzPenalty:
         radius: float | None = None,
         input_norm: float = 2,
         output_norm: float = 2,
-        power: int = 2,
+        exponent: int = 2,
+        scale: float = 1.0,
         ascent: str | None = None,
         ascent_steps: int = 1,
         step_size: float | None = None,
@@ -102,7 +104,8 @@ class LipschitzPenalty:
             choose=choose,
             input_norm=input_norm,
             output_norm=output_norm,
-            power=power,
+            exponent=exponent,
+            scale=scale,
             ascent=ascent,
             ascent_steps=ascent_steps,
             step_size=step_size,
@@ -214,7 +217,7 @@ class LipschitzPenalty:
             return torch.zeros((), device=x.device)
         generator = self._state.generator(x.device, self.settings.seed)
         value = Step(self.settings, self.radius, self._state, self._reuse, generator, moves)(model, x, outputs)
-        penalty = self.weight * self.settings.interval * value
+        penalty = self.weight * self.settings.scale**self.settings.exponent * self.settings.interval * value
         if self._state.calls == 1 and outputs is not None:
             check_unused_parameters(model, outputs, penalty)
         if moves and not penalty.requires_grad:

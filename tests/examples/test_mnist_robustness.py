@@ -1,0 +1,310 @@
+"""The MNIST experiment in its quick form, the parts that it judges by, and the README's tables of it."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import re
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["--quick", "--networks", "mlp", "--recipes", "plain,tv"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _examples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "agg")
+        patch.syspath_prepend(str(ROOT / "examples"))
+        pytest.importorskip("mnist_robustness", exc_type=ImportError)
+        yield
+
+
+def run(out, *arguments):
+    import mnist_robustness
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()):
+        return mnist_robustness.main([*QUICK, "--out", str(out), *arguments]), printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep that is stopped after its first model and then goes on: where, when the first was written, what came."""
+    import _mnist_sweep
+
+    out = tmp_path_factory.mktemp("mnist")
+    with pytest.MonkeyPatch.context() as patch:
+        once = iter([_mnist_sweep.run])
+        patch.setattr(_mnist_sweep, "run", lambda job: next(once, _stop)(job))
+        with pytest.raises(KeyboardInterrupt):
+            run(out)
+    files = [*out.glob("*.json"), *out.glob("*.pt")]
+    assert {file.name for file in files} == {"mlp-plain-0.json", "mlp-plain-0.pt"}
+    written = {file: file.stat().st_mtime_ns for file in files}
+    return out, written, *run(out)
+
+
+def _stop(job):
+    raise KeyboardInterrupt
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(swept):
+    out, written, results, _ = swept
+    assert {(row["recipe"], row["seed"]) for row in results.rows} == {("plain", 0), ("tv", 0)}
+    assert {file: file.stat().st_mtime_ns for file in written} == written
+    assert not [*out.glob("*.json.*"), *out.glob("*.pt.*")]
+
+
+def test_a_missing_measure_is_made_of_the_stored_model(swept):
+    from mnist_robustness import all_jobs, options_from
+
+    out, _, results, _ = swept
+    job = next(job for job in all_jobs(options_from([*QUICK, "--out", str(out)]), ()) if job.name == "tv")
+    record = json.loads(job.path.read_text())
+    del record["done"]["norms"], record["values"]["operator norm l2"]
+    job.path.write_text(json.dumps(record))
+    weights = job.path.with_suffix(".pt").stat().st_mtime_ns
+    again, _ = run(out)
+    assert job.path.with_suffix(".pt").stat().st_mtime_ns == weights
+    assert again.numbers("mlp", "tv", "operator norm l2") == results.numbers("mlp", "tv", "operator norm l2")
+
+
+def test_a_changed_recipe_is_run_anew(swept, monkeypatch):
+    import _mnist_recipes
+    from mnist_robustness import all_jobs, options_from
+
+    out, *_ = swept
+    options = options_from([*QUICK, "--out", str(out)])
+    measures = tuple(options.measures)
+    assert not any(job.missing() for job in all_jobs(options, measures))
+    recipe = _mnist_recipes.RECIPES["mlp"]["tv"]
+    changed = dataclasses.replace(recipe, penalty=recipe.penalty | {"weight": 0.5})
+    monkeypatch.setitem(_mnist_recipes.RECIPES["mlp"], "tv", changed)
+    assert [job.name for job in all_jobs(options, measures) if job.missing()] == ["tv"]
+
+
+def test_tables_and_files(swept):
+    out, _, results, printed = swept
+    assert "accuracy on the test images of digits" in printed
+    assert "report, table 3" in printed
+    folder = out / "results"
+    names = {"mnist_robustness.csv", "mnist_robustness.json", "mnist_mlp_strength.png", "mnist_mlp_cost.png"}
+    assert {file.name for file in folder.iterdir()} == names
+    for row in results.rows:
+        cells = next(line.split() for line in printed.splitlines() if line.split()[:1] == [row["recipe"]])
+        assert float(cells[1]) == pytest.approx(100 * row["clean"], abs=0.051)
+    assert str(out) not in (folder / "mnist_robustness.json").read_text()
+
+
+def test_laws_of_the_numbers(swept):
+    for row in swept[2].rows:
+        for attack in ("fgsm", "pgd linf", "pgd l2"):
+            found = [value for name, value in row.items() if re.fullmatch(f"{attack} [0-9.]+", name)]
+            assert found == sorted(found, reverse=True)
+            assert len(found) > 2
+        assert row["noise 0.05"] == pytest.approx(row["clean"], abs=0.05)
+        assert row["pgd linf 0.1"] <= row["fgsm 0.1"] + 0.05  # of all images; PGD's are a fifth of them
+    plain, tv = ({name: value for name, value in row.items()} for row in swept[2].rows)
+    assert tv["pgd linf 0.1"] > plain["pgd linf 0.1"] + 0.15
+    assert tv["operator norm linf"] < plain["operator norm linf"] / 1.5  # of logits; probabilities are penalised
+
+
+@pytest.fixture(scope="module")
+def model_and_data(swept):
+    """The plain model of the sweep, on 60 images."""
+    from _mnist_data import build, load
+
+    model = build("mlp", quick=True).eval().requires_grad_(False)
+    model.load_state_dict(torch.load(swept[0] / "mlp-plain-0.pt", weights_only=True))
+    data = load("", "test", True)
+    return model, data.x[:60], data.y[:60]
+
+
+@pytest.mark.parametrize(("norm", "order"), [("linf", torch.inf), ("l2", 2)])
+def test_pgd_fills_its_ball_and_never_leaves_it(model_and_data, norm, order):
+    from _attacks import pgd
+
+    model, x, y = model_and_data
+    perturbed = pgd(model, x, y, 0.3, norm=norm)
+    distance = torch.linalg.vector_norm((perturbed - x).flatten(1), order, dim=1)
+    assert distance.max() <= 0.3 + 1e-6
+    assert distance.median() > 0.25
+    assert 0 <= perturbed.min() <= perturbed.max() <= 1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_autoattack_is_at_least_as_strong_as_pgd(model_and_data, norm):
+    from _attacks import autoattack, pgd
+    from _mnist_evaluation import GRADIENT_ATTACKS, accuracy
+
+    model, x, y = model_and_data
+    epsilon = {"linf": 0.05, "l2": 0.3}[norm]
+    perturbed = autoattack(model, x, y, epsilon, norm, GRADIENT_ATTACKS)
+    judged = accuracy(model, perturbed, y)
+    assert judged <= accuracy(model, pgd(model, x, y, epsilon, norm=norm), y) < accuracy(model, x, y)
+    order = {"linf": torch.inf, "l2": 2}[norm]
+    assert torch.linalg.vector_norm((perturbed - x).flatten(1), order, dim=1).max() <= epsilon + 1e-6
+
+
+def test_no_noise_is_the_clean_image(model_and_data):
+    from _mnist_evaluation import PERTURB
+
+    model, x, y = model_and_data
+    assert torch.equal(PERTURB["noise"](model, x, y, 0.0), x)
+    assert (PERTURB["noise"](model, x, y, 0.8) - x).std() == pytest.approx(0.8, rel=0.05)  # no clamp
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_every_recipe_trains(network):
+    from _mnist_data import load
+    from _mnist_recipes import RECIPES
+    from _mnist_training import Training
+
+    data = load("", "test", True)
+    for name, recipe in RECIPES[network].items():
+        training = Training(network, recipe, seed=0, quick=True)
+        before = [parameter.clone() for parameter in training.model.parameters()]
+        training.step(data.train_x[:128], data.train_y[:128])
+        after = list(training.model.parameters())
+        assert all(p.isfinite().all() for p in after), name
+        assert not any(torch.equal(p, q) for p, q in zip(before, after, strict=True)), name
+
+
+def test_warm_up_ends_when_the_training_accuracy_passes():
+    from _mnist_data import load
+    from _mnist_recipes import RECIPES
+    from _mnist_training import RUNNING, Training
+
+    data = load("", "test", True)
+    recipe = RECIPES["mlp"]["logits-warmup"]
+    training = Training("mlp", recipe, seed=0, quick=True)
+    for step in range(8 * RUNNING):
+        weight = training.penalty.weight
+        training.step(data.train_x[:64], data.train_y[:64])
+        if training.penalty.weight != weight:
+            assert sum(training.hits) / RUNNING > 0.9
+            assert step >= RUNNING
+    assert training.penalty.weight == recipe.penalty["weight"]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_weight_falls_in_equal_steps(quick):
+    from _mnist_recipes import RECIPES
+    from _mnist_training import BATCH, Training, number_of_epochs
+
+    recipe = RECIPES["mlp"]["tv"]
+    training, weights = Training("mlp", recipe, seed=0, quick=quick), []
+    training.step = lambda x, y: weights.append(training.penalty.weight)
+    images = torch.zeros(3 * BATCH + 1, 1)
+    for _ in range(epochs := number_of_epochs("mlp", quick)):
+        training.epoch(images, images)
+    assert len(weights) == 3 * epochs
+    assert [new / old for old, new in itertools.pairwise(weights)] == pytest.approx(
+        [weights[1] / weights[0]] * (3 * epochs - 1)
+    )
+    assert weights[0] == recipe.penalty["weight"]
+    assert training.penalty.weight == pytest.approx(recipe.penalty["weight"] * recipe.weight_fall)
+
+
+def test_the_points_closest_to_a_decision_are_penalised():
+    from _mnist_data import load
+    from _mnist_recipes import RECIPES
+    from _mnist_training import Training
+
+    data, recipe = load("", "test", True), RECIPES["mlp"]["tv"]
+    recipe = dataclasses.replace(recipe, penalty=recipe.penalty | {"num_pairs": 20})
+    training = Training("mlp", recipe, seed=0, quick=True)
+    x = data.train_x[:64]
+    first, second = training.model(x).topk(2).values.unbind(1)
+    training.step(x, data.train_y[:64])
+    chosen = x[(first - second).argsort()[:20]]
+    assert torch.equal(training.penalty.pairs.x, chosen)
+    assert training.penalty.reuses_outputs  # those of the same rows
+
+
+def test_a_recipe_that_would_ignore_a_setting_is_refused():
+    from _mnist_recipes import EPSILON, WARMUP, Recipe, flip
+    from _rivals import fgsm_training
+
+    with pytest.raises(ValueError, match="`penalty` for weight_fall"):
+        Recipe("plain", weight_fall=0.1)
+    with pytest.raises(ValueError, match=r"plain loss.*discrepancy"):
+        flip("tv + FGSM training", "tv", 0.1, fgsm_training, EPSILON, discrepancy=WARMUP)
+
+
+def test_settings_name_the_defaults_of_the_loss():
+    from _mnist_recipes import RECIPES
+
+    assert RECIPES["mlp"]["trades"].settings() == {"loss": "trades(epsilon=0.1, beta=6.0, steps=10)"}
+
+
+def test_missing_data_is_told(tmp_path, monkeypatch):
+    from _mnist_data import load
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "mirrors", ["file:///nowhere/"])
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        pytest.raises(FileNotFoundError, match=r"--data .*TORCHLIPREG_DATA"),
+    ):
+        load(str(tmp_path), "test", False)
+
+
+def test_validation_images_are_neither_trained_on_nor_the_test_images():
+    from _mnist_data import load
+
+    validation, test = load("", "validation", True), load("", "test", True)
+    assert torch.equal(validation.train_x, test.train_x)
+    assert not (validation.x[:, None] == validation.train_x[None]).flatten(2).all(2).any()
+    assert not (validation.x[:, None] == test.x[None]).flatten(2).all(2).any()
+
+
+def test_readme_shows_the_published_results():
+    from _mnist_readme import MARKED, filled, robustness_contents, settings_contents
+    from _mnist_results import PUBLISHED, read
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    contents = robustness_contents(read(PUBLISHED)) | settings_contents(read(PUBLISHED, "mnist_settings"))
+    assert {match[1] for match in MARKED.findall(readme)} == contents.keys()
+    assert filled(readme, contents) == readme, "run examples/mnist_robustness.py and mnist_settings.py with --readme"
+
+
+COLUMNS = ("fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1", "pgd l2 1.0", "pgd l2 2.0", "noise 0.8")
+
+
+@pytest.mark.parametrize(
+    ("network", "ours", "theirs", "columns", "share"),
+    [
+        ("mlp", "tv", "fgsm", [*COLUMNS, "autoattack linf 0.1"], None),
+        ("mlp", "tv", "pgd", [*COLUMNS, "autoattack linf 0.1"], 1 / 3),
+        ("mlp", "tv-strong", "trades", [*COLUMNS, "autoattack linf 0.1"], 1 / 3),
+        ("mlp", "tv", "differences-light", ["fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1"], None),
+        ("mlp", "tv", "differences-squared", ["pgd linf 0.1", "apgd linf 0.1"], None),
+        ("conv", "tv", "fgsm", COLUMNS, None),
+        ("conv", "tv", "pgd", COLUMNS, 1 / 4),
+        ("conv", "tv", "trades", ["fgsm 0.1", "pgd linf 0.2", "pgd l2 1.0", "pgd l2 2.0", "noise 0.8"], 1 / 3),
+    ],
+)
+def test_the_readmes_claims_hold_in_the_published_results(network, ours, theirs, columns, share):
+    from _mnist_results import PUBLISHED, read
+
+    results = read(PUBLISHED)
+    for column in ("clean", *columns):
+        mine, other = (results.numbers(network, recipe, column) for recipe in (ours, theirs))
+        assert len(mine) == len(other) == 3, column
+        assert statistics.mean(mine) > statistics.mean(other), column
+    if share is not None:
+        assert results.step_time(network, ours)[1] < share * results.step_time(network, theirs)[1]
+
+
+def test_tv_keeps_the_clean_accuracy_of_plain_training():
+    from _mnist_results import PUBLISHED, read
+
+    clean = {name: read(PUBLISHED).numbers("mlp", name, "clean") for name in ("plain", "tv", "tv-whole")}
+    assert all(len(values) >= 3 for values in clean.values())
+    assert min(statistics.mean(clean["tv"]), statistics.mean(clean["tv-whole"])) >= statistics.mean(clean["plain"])

@@ -1,0 +1,210 @@
+"""The limit ε → 0: directional derivatives and operator norms against dense Jacobians."""
+
+import math
+import re
+
+import oracles
+import pytest
+import torch
+from torch import nn
+
+from torchlipreg import difference_quotient, operator_norm
+from torchlipreg.geometry.derivative import directional_derivative
+
+NORMS = [1, 2, math.inf]
+TRACTABLE = [(p, q) for p in NORMS for q in NORMS if p == 1 or q == math.inf or p == q == 2]
+HARD = [(p, q) for p in NORMS for q in NORMS if (p, q) not in TRACTABLE]
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class LastHidden(nn.Module):
+    """An LSTM that returns its last output."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(3, 4, num_layers=2, dropout=0.5, batch_first=True)
+
+    def forward(self, x):
+        return self.lstm(x)[0][:, -1]
+
+
+class Attention(nn.Module):
+    """Fused self-attention, which has no forward-mode derivative of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.head(nn.functional.scaled_dot_product_attention(q, k, v).mean(1))
+
+
+MODELS = {  # name: (model, shape of an input)
+    "relu": (lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)), (6,)),
+    "tanh, wide": (lambda: nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 20)), (6,)),
+    "in-place first layer": (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 4)), (6,)),
+    "conv": (
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.GELU(), nn.Flatten(), nn.Linear(27, 4)),
+        (2, 5, 5),
+    ),
+    "dropout": (lambda: nn.Sequential(nn.Linear(6, 9), nn.Dropout(0.5), nn.Tanh(), nn.Linear(9, 4)), (6,)),
+    "lstm": (LastHidden, (5, 3)),
+    "attention": (Attention, (5, 4)),
+    "one output": (lambda: nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 1)), (6,)),
+    "image to image": (lambda: nn.Conv2d(1, 2, 3, padding=1), (1, 3, 3)),
+}
+
+
+def build(name):
+    torch.manual_seed(0)
+    make, shape = MODELS[name]
+    return make().double(), draw(3, *shape, seed=7)
+
+
+def expected_norms(model, x, p, q):
+    model.eval()
+    norms = torch.tensor([oracles.matrix_norm(oracles.dense_jacobian(model, row), p, q) for row in x])
+    model.train()
+    return norms.double()
+
+
+@pytest.mark.parametrize(("p", "q"), TRACTABLE)
+@pytest.mark.parametrize("name", MODELS)
+def test_operator_norm_is_that_of_the_dense_jacobian(name, p, q):
+    model, x = build(name)
+    actual = operator_norm(model, x, input_norm=p, output_norm=q)
+    torch.testing.assert_close(actual, expected_norms(model, x, p, q), rtol=1e-5, atol=0)
+    assert model.training
+    assert not actual.requires_grad
+
+
+@pytest.mark.parametrize(("p", "q"), TRACTABLE)
+@pytest.mark.parametrize("shape", [(5, 20), (64, 10), (1, 30), (30, 1), (1, 1)])
+def test_linear_maps(shape, p, q):
+    matrix = draw(*shape)
+    actual = operator_norm(lambda z: z @ matrix.T, draw(2, shape[1]), input_norm=p, output_norm=q)
+    expected = torch.full((2,), oracles.matrix_norm(matrix, p, q), dtype=torch.float64)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=0)
+    assert (actual <= expected * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize(("p", "q"), HARD)
+def test_one_output_or_one_input_makes_every_pair_of_norms_tractable(p, q):
+    row, column = draw(1, 30), draw(30, 1)
+    dual = {2: 2, math.inf: 1}[p]
+    of_row = operator_norm(lambda z: z @ row.T, draw(2, 30), input_norm=p, output_norm=q)
+    of_column = operator_norm(lambda z: z @ column.T, draw(2, 1), input_norm=p, output_norm=q)
+    assert of_row.tolist() == pytest.approx([oracles.norm_of(row, dual)] * 2)
+    assert of_column.tolist() == pytest.approx([oracles.norm_of(column, q)] * 2)
+
+
+@pytest.mark.parametrize(("p", "q"), HARD)
+def test_hard_norms_are_refused(p, q):
+    with pytest.raises(ValueError, match=r"`input_norm`.*NP-hard.*lipschitz_lower_bound"):
+        operator_norm(nn.Linear(3, 2), torch.zeros(2, 3), input_norm=p, output_norm=q)
+
+
+def test_a_constant_function_has_norm_zero():
+    for p, q in TRACTABLE:
+        norms = operator_norm(lambda z: 0 * z + 1, torch.ones(2, 3), input_norm=p, output_norm=q)
+        assert norms.tolist() == [0.0, 0.0]
+
+
+def test_spectral_norm_grows_with_the_steps_and_never_passes_the_singular_value():
+    matrix = torch.diag(torch.linspace(0.98, 1.0, 10, dtype=torch.float64))
+    norms = [operator_norm(lambda z: z @ matrix, draw(1, 10), steps=k, tol=0).item() for k in (1, 10, 100, 1000)]
+    assert norms == sorted(norms)
+    assert norms[0] < norms[-1] - 1e-3
+    assert 1 - 1e-6 < norms[-1] <= 1 + 1e-12
+
+
+def test_spectral_norm_stops_at_the_tolerance():
+    calls = []
+
+    def f(z):
+        calls.append(1)
+        return z @ matrix
+
+    matrix = torch.diag(torch.tensor([2.0, 1.0, 1.0]))
+    operator_norm(f, torch.zeros(1, 3), steps=1000)
+    assert len(calls) < 30
+
+
+@pytest.mark.parametrize("name", ["relu", "tanh, wide", "conv", "lstm", "attention"])
+def test_directional_derivative_is_jacobian_times_direction(name):
+    model, x = build(name)
+    model.eval()
+    v = draw(*x.shape, seed=8)
+    actual = directional_derivative(model, x, v)
+    expected = [oracles.dense_jacobian(model, row) @ d.flatten() for row, d in zip(x, v, strict=True)]
+    torch.testing.assert_close(actual.flatten(1), torch.stack(expected))
+
+
+def test_directional_derivative_is_differentiable_in_the_parameters():
+    model, x = build("tanh, wide")
+    v = draw(*x.shape, seed=8)
+    gradient = torch.autograd.grad(directional_derivative(model, x, v).pow(2).sum(), model[0].weight)[0]
+    h = 1e-6
+    with torch.no_grad():
+        values = []
+        for sign in (1, -1):
+            model[0].weight[2, 3] += sign * h
+            values.append(directional_derivative(model, x, v).pow(2).sum())
+            model[0].weight[2, 3] -= sign * h
+    assert gradient[2, 3].item() == pytest.approx(((values[0] - values[1]) / (2 * h)).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("p", "q"), TRACTABLE)
+def test_property_5_no_short_pair_is_steeper_than_the_operator_norm(p, q):
+    model, x = build("tanh, wide")
+    norms = operator_norm(model, x, input_norm=p, output_norm=q)
+    for seed in range(50):
+        x_prime = x + 1e-6 * draw(*x.shape, seed=seed)
+        assert (difference_quotient(model, x, x_prime, input_norm=p, output_norm=q) <= norms * (1 + 1e-4)).all()
+
+
+class NoForwardMode(torch.autograd.Function):
+    """A layer that knows its backward only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def test_a_layer_without_forward_mode_is_named_with_the_way_out():
+    with pytest.raises(RuntimeError, match=r"torch\.func\.jvp.*larger `radius`"):
+        operator_norm(NoForwardMode.apply, torch.randn(2, 3))
+    rows_only = operator_norm(NoForwardMode.apply, torch.randn(2, 3), output_norm=math.inf)
+    assert rows_only.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": torch.zeros(2, 3, dtype=torch.long)}, TypeError, "`x`"),
+        ({"input_norm": 0}, ValueError, "`input_norm`"),
+        ({"output_norm": 5}, ValueError, "`output_norm`"),
+        ({"steps": 0}, ValueError, "`steps`"),
+        ({"steps": 1.5}, TypeError, "`steps`"),
+        ({"tol": -1.0}, ValueError, "`tol`"),
+        ({"f": lambda z: z.sum()}, ValueError, re.escape("batch axis of 2 rows")),
+        ({"f": lambda z: z.long()}, TypeError, "floating"),
+    ],
+)
+def test_errors(arguments, error, message):
+    with pytest.raises(error, match=message):
+        operator_norm(**{"f": lambda z: z, "x": torch.ones(2, 3), **arguments})

@@ -1,0 +1,210 @@
+"""BatchNorm in train mode: the values of eval mode, with a gradient that knows that the statistics will follow."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zoo import METHODS, gradients, penalty_of
+
+from torchlipreg.model.batchnorm import channel_moments
+from torchlipreg.model.frozen import fixed_function
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Tanh()
+    ).double()
+
+
+def calibrate(net, x):
+    """Set running statistics to those of a batch, layer by layer in eval mode, as the fixed function passes it on."""
+
+    def set_statistics(m, inputs):
+        var, mean = torch.var_mean(inputs[0].detach(), [0, *range(2, inputs[0].dim())], correction=0)
+        m.running_mean, m.running_var = mean, var
+
+    hooks = [m.register_forward_pre_hook(set_statistics) for m in (net[1], net[5])]
+    modes = [m.training for m in net]
+    with torch.no_grad():
+        net.eval()(x)
+    for m, mode in zip(net, modes, strict=True):
+        m.train(mode)
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.fixture
+def batch():
+    return torch.randn(8, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def reference(method, batch):
+    """Return as many data points as there are pairs."""
+    return batch[:4] if method in ("max", "sum") else batch
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.1])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_value_is_that_of_eval_mode(method, radius, batch):
+    net = build().train()
+    net(batch)  # statistics between the initial ones and the batch's
+    train, evaluated = (penalty_of(method, radius=radius)(n, batch) for n in (net, copy.deepcopy(net).eval()))
+    torch.testing.assert_close(train, evaluated, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.1])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_is_that_of_a_function_whose_statistics_are_measured_anew(method, radius, batch):
+    # central differences of the penalty, with running statistics set to the batch's at each place in parameter space
+    net = build().train()
+    calibrate(net, reference(method, batch))
+    penalty = penalty_of(method, radius=radius)
+    penalty(net, batch)
+    gradient = torch.autograd.grad(penalty(net, batch, update=False), list(net.parameters()))
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        direction = [torch.randn(p.shape, dtype=p.dtype, generator=generator) for p in net.parameters()]
+        values = []
+        for sign in (1, -2, 1):
+            with torch.no_grad():
+                for p, d in zip(net.parameters(), direction, strict=True):
+                    p += sign * 1e-5 * d
+            calibrate(net, reference(method, batch))
+            values.append(penalty(net, batch, update=False).item())
+        slope = (values[0] - values[1]) / 2e-5
+        inner = sum((g * d).sum().item() for g, d in zip(gradient, direction, strict=True))
+        assert inner == pytest.approx(slope, rel=1e-4, abs=1e-9)
+        assert abs(slope) > 1e-6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_pushes_what_batchnorm_undoes(method, batch):
+    net = build().train()
+    calibrate(net, reference(method, batch))
+    penalty_of(method)(net, batch).backward()
+    for layer in (net[0], net[4]):
+        torch.testing.assert_close(layer.bias.grad, torch.zeros_like(layer.bias), atol=1e-9, rtol=0)
+        # the variance's ε is all that keeps the scale from being undone exactly
+        assert (layer.weight.grad * layer.weight).sum().abs() < 1e-2 * layer.weight.grad.norm() * layer.weight.norm()
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4), (5, 3, 2, 4), (1, 3, 2, 2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_moments_are_those_of_var_mean(shape, dtype, tolerance):
+    h = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0)).add(2).requires_grad_()
+    slow = torch.var_mean(h, [0, *range(2, h.dim())], correction=0)
+    results = []
+    for var, mean in (channel_moments(h), slow):
+        value = (torch.arange(3, dtype=dtype) * var).sum() + mean.square().sum()
+        results.append((var, mean, *torch.autograd.grad(value, h)))
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2, 2)])
+def test_moments_have_both_derivatives(shape):
+    h = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(channel_moments, h)
+    assert torch.autograd.gradgradcheck(channel_moments, h)
+
+
+def test_moments_in_half_precision_do_not_overflow():
+    h = torch.tensor([[300.0], [-300.0], [0.0], [0.0]], dtype=torch.float16)
+    assert channel_moments(h)[0].item() == pytest.approx(45000, rel=1e-3)
+
+
+def test_no_trace_is_left(batch):
+    net = build().train()
+    before = [(m._parameters, m._buffers, dict(m._forward_pre_hooks)) for m in net.modules()]
+    with fixed_function(net) as f:
+        f.follow_statistics(batch)
+    after = [(m._parameters, m._buffers, dict(m._forward_pre_hooks)) for m in net.modules()]
+    for (p, b, h), (q, c, g) in zip(before, after, strict=True):
+        assert p is q
+        assert b is c
+        assert h == g
+
+
+def test_without_gradients_or_training_there_is_nothing_to_follow(batch):
+    net = build()
+    for context, mode in ((torch.no_grad(), True), (torch.enable_grad(), False)):
+        with context, fixed_function(net.train(mode)) as f:
+            assert not f.follows
+
+
+@pytest.mark.parametrize("method", ["max", "tv"])
+def test_rows_that_are_not_finite_leave_a_finite_gradient(method, batch):
+    net, penalty = build().train(), penalty_of(method)
+    penalty(net, batch)
+    bad = batch.clone()
+    bad[3, 0, 2, 2] = float("nan")
+    penalty(net, bad).backward()
+    assert all(g.isfinite().all() for g in gradients(net) if g is not None)
+    with pytest.warns(UserWarning, match="NaN"):
+        assert penalty.estimate.isfinite()
+
+
+def test_a_penalised_network_with_batchnorm_learns():
+    # With statistics held constant this network ends at chance in eval mode while its training loss is small.
+    datasets = pytest.importorskip("sklearn.datasets")
+    images, labels = datasets.load_digits(return_X_y=True)
+    x, y = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(labels)
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10)),
+    )
+    penalty = penalty_of("tv", weight=1e-3, input_norm=float("inf"), radius=0.1)
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    for _ in range(6):
+        for rows in torch.randperm(1500).split(64):
+            out = net(x[rows])
+            optimizer.zero_grad()
+            (F.cross_entropy(out, y[rows]) + penalty(net, x[rows], out)).backward()
+            optimizer.step()
+    with torch.no_grad():
+        accuracy = (net.eval()(x[1500:]).argmax(1) == y[1500:]).float().mean()
+    assert accuracy > 0.8
+
+
+class Twice(nn.Module):
+    """One BatchNorm that is called twice, once by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 5)
+
+    def forward(self, x):
+        return self.norm(input=torch.tanh(self.last(torch.tanh(self.norm(self.first(x))))))
+
+
+@pytest.mark.parametrize("method", ["max", "tv"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        Twice,
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, affine=False), nn.Tanh()),
+        lambda: nn.Sequential(nn.Linear(6, 5), nn.utils.parametrizations.spectral_norm(nn.BatchNorm1d(5), dim=0)),
+    ],
+    ids=["called twice", "without parameters", "parametrised"],
+)
+def test_unusual_modules_have_the_value_of_eval_mode_too(make, method):
+    torch.manual_seed(0)
+    net, x = make().double().train(), torch.randn(8, 6, dtype=torch.float64)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm1d) and m.affine and "weight" in m._parameters:
+            nn.init.uniform_(m.weight, 0.5, 2.0)
+    evaluated = copy.deepcopy(net).eval()
+    torch.testing.assert_close(penalty_of(method)(net, x), penalty_of(method)(evaluated, x), rtol=1e-10, atol=0)
+
+
+def test_a_dead_channel_without_epsilon_leaves_a_finite_gradient():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.BatchNorm1d(5, eps=0.0), nn.Linear(5, 3)), torch.randn(8, 6)
+    with torch.no_grad():
+        net[0].bias[2] = -100.0
+    penalty_of("tv")(net, x).backward()
+    assert gradients(net).isfinite().all()

@@ -1,0 +1,133 @@
+"""The limit ε → 0 by ``torch.func``: directional derivatives, and operator norms of the Jacobian at each point."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from torchlipreg.geometry.norms import dual_exponent, rescale, row_norm
+
+Function = Callable[[Tensor], Tensor]
+PullBack = Callable[..., tuple[Tensor, ...]]
+
+
+def directional_derivative(f: Function, x: Tensor, v: Tensor) -> Tensor:
+    """Return J(xᵢ) vᵢ of each row: what (f(x + εv) − f(x)) / ε tends to (Property 5).
+
+    Args:
+        f: Function from (N, *) to (N, *), rows independent of one another.
+        x: Points, shape (N, *).
+        v: Directions, shape (N, *).
+
+    Returns:
+        Derivatives, the shape of f(x); differentiable in ``v`` and in the parameters of f.
+
+    Raises:
+        RuntimeError: If a layer has no forward-mode derivative (the message names the way out).
+    """
+    with forward_mode():
+        derivative: Tensor = torch.func.jvp(f, (x,), (v,))[1]
+        return derivative
+
+
+def jacobian_norm(f: Function, x: Tensor, input_norm: float, output_norm: float, steps: int, tol: float) -> Tensor:
+    """Return ‖J(xᵢ)‖ from ℓp to ℓq at each point: exact in closed form, 2→2 by power iteration from below.
+
+    Args:
+        f: Function from (N, *) to (N, *), rows independent of one another.
+        x: Points, shape (N, *).
+        input_norm: 1, 2 or ``math.inf``.
+        output_norm: 1, 2 or ``math.inf``.
+        steps: Most power iterations.
+        tol: Stop when no row's estimate grew by more than this factor in an iteration.
+
+    Returns:
+        Norms, shape (N,).
+
+    Raises:
+        ValueError: If the norm is NP-hard to compute.
+    """
+    with forward_mode():
+        y, pull_back = torch.func.vjp(f, x)[:2]
+        inputs, outputs = x[0].numel(), y[0].numel()
+        if (input_norm, output_norm) == (2, 2) and outputs > 1 and inputs > 1:
+            return _spectral_norm(f, x, pull_back, steps, tol)
+        if outputs == 1:
+            output_norm = math.inf
+        elif inputs == 1:
+            input_norm = 1
+        if input_norm != 1 and output_norm != math.inf:
+            raise ValueError(
+                f"Expected `input_norm` 1, or `output_norm` math.inf, or both 2, but got `input_norm`={input_norm!r} "
+                f"with `output_norm`={output_norm!r}: this operator norm is NP-hard to compute. "
+                "`lipschitz_lower_bound` gives a lower bound in any pair of norms."
+            )
+        rows = _jacobian_rows(y, pull_back)
+        return _largest_column(rows, output_norm) if input_norm == 1 else _largest_row(rows, input_norm)
+
+
+def _spectral_norm(f: Function, x: Tensor, pull_back: PullBack, steps: int, tol: float) -> Tensor:
+    generator = torch.Generator(x.device).manual_seed(0)
+    v = rescale(torch.empty_like(x).normal_(generator=generator), 1.0, 2)
+    norm = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for _ in range(steps):
+        u = torch.func.jvp(f, (x,), (v,))[1]
+        previous, norm = norm, torch.maximum(norm, row_norm(u, 2))
+        if bool((norm - previous <= tol * norm).all()):
+            break
+        v = rescale(pull_back(u, retain_graph=True)[0], 1.0, 2)
+    return norm
+
+
+def _jacobian_rows(y: Tensor, pull_back: PullBack) -> Iterator[Tensor]:
+    # One output at a time: memory for one row of the Jacobian, shape (N, *), whatever the number of outputs.
+    for i in range(y[0].numel()):
+        unit = torch.zeros_like(y).reshape(len(y), -1)
+        unit[:, i] = 1
+        yield pull_back(unit.view_as(y), retain_graph=True)[0]
+
+
+def _largest_row(rows: Iterator[Tensor], input_norm: float) -> Tensor:
+    norms = [row_norm(row, dual_exponent(input_norm)) for row in rows]
+    return torch.stack(norms).amax(0)
+
+
+def _largest_column(rows: Iterator[Tensor], output_norm: float) -> Tensor:
+    columns = next(rows).abs()
+    for row in rows:
+        if output_norm == 1:
+            columns = columns + row.abs()
+        elif output_norm == 2:
+            columns = torch.hypot(columns, row)
+        else:
+            columns = torch.maximum(columns, row.abs())
+    return row_norm(columns, math.inf)
+
+
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """Choose kernels that have a forward-mode derivative, and say what to do where a layer has none."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # torch's own: jvp registers decompositions with the deprecated jit.script; mkldnn.flags speaks of TF32
+        warnings.filterwarnings("ignore", message=".*(torch.jit.script|TF32 acceleration)")
+        # Fused attention and fused RNN kernels have no forward-mode derivative; their plain versions have.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in ("forward AD", "forward-mode", "jvp")):
+                raise
+            raise RuntimeError(
+                "The directional derivative (radius 0, or a radius under the dtype's floor) and the spectral norm "
+                f"need torch.func.jvp, which a layer of this model does not support: {error} Use a larger `radius`, "
+                "for which plain difference quotients are taken."
+            ) from error

@@ -1,0 +1,238 @@
+"""Measuring a model: at pairs, at a point, over a data set. Long: half documents the three functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlipreg.checks import check_bounds, check_count, check_norm, check_number, check_points, check_values
+from torchlipreg.geometry.ascent import ascend
+from torchlipreg.geometry.derivative import jacobian_norm
+from torchlipreg.geometry.norms import rescale, row_norm
+from torchlipreg.geometry.pairs import PairSet, draw_in_ball, draw_partners, draw_rows
+from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_floor
+from torchlipreg.geometry.rules import Power
+from torchlipreg.model.frozen import fixed_function
+from torchlipreg.model.modules import compute_dtype
+
+SHRINK = 0.01  # from the distance of two data points to this part of it, geometrically over the steps
+
+
+def difference_quotient(
+    f: Callable[[Tensor], Tensor], x: Tensor, x_prime: Tensor, *, input_norm: float = 2, output_norm: float = 2
+) -> Tensor:
+    """Return the difference quotient ‖f(xᵢ) − f(x′ᵢ)‖ / ‖xᵢ − x′ᵢ‖ of each pair.
+
+    It never exceeds the Lipschitz constant of f in the same norms: a lower bound, not a certificate. ``f`` is
+    called as it is: put a network into eval mode first, or use :func:`torchlipreg.lipschitz_lower_bound`.
+
+    Args:
+        f: Function from (N, *) to (N, *), rows independent of one another.
+        x: First points, shape (N, *), floating.
+        x_prime: Second points, the shape of ``x``.
+        input_norm: 1, 2 or ``math.inf``: ‖x − x′‖.
+        output_norm: 1, 2 or ``math.inf``: ‖f(x) − f(x′)‖.
+
+    Returns:
+        Quotients, shape (N,), differentiable. A coincident pair has quotient 0.
+
+    Raises:
+        TypeError: If ``x`` or ``x_prime`` is not a floating tensor.
+        ValueError: If a norm is unknown or the shapes differ.
+
+    References:
+        Report, eq. (3).
+    """
+    check_norm("input_norm", input_norm)
+    check_norm("output_norm", output_norm)
+    check_points("x", x)
+    check_points("x_prime", x_prime)
+    if x.shape != x_prime.shape:
+        raise ValueError(
+            f"Expected argument `x_prime` to have the shape of `x`, {tuple(x.shape)}, but got {tuple(x_prime.shape)}."
+        )
+    distance = row_norm(x_prime - x, input_norm).clamp_min(torch.finfo(x.dtype).tiny)
+    return row_norm(f(x_prime) - f(x), output_norm) / distance
+
+
+def operator_norm(
+    f: Callable[[Tensor], Any],
+    x: Tensor,
+    *,
+    input_norm: float = 2,
+    output_norm: float = 2,
+    steps: int = 1000,
+    tol: float = 1e-6,
+) -> Tensor:
+    """Return the operator norm of the Jacobian of f at each point: the exact local Lipschitz constant there.
+
+    2→2 is the spectral norm, by power iteration on JᵀJ, stopped at ``tol``; it approaches the norm from below.
+    1→q (the largest column) and p→∞ (the largest row in the dual norm) are closed forms and cost one backward per
+    output. A network is measured as a fixed function: eval mode, float32.
+
+    Args:
+        f: Function or ``nn.Module`` from (N, *) to (N, *), rows independent of one another.
+        x: Points, shape (N, *), floating.
+        input_norm: 1, 2 or ``math.inf``.
+        output_norm: 1, 2 or ``math.inf``.
+        steps: Most power iterations (2→2 only), ≥ 1.
+        tol: Stop when no row's estimate grew by more than this factor in an iteration (2→2 only), ≥ 0.
+
+    Returns:
+        Norms, shape (N,), detached.
+
+    Raises:
+        TypeError: If ``x`` is not a floating tensor.
+        ValueError: If ``x`` is not finite, a norm is unknown, or computing it is NP-hard: ∞→1, ∞→2 and 2→1, unless f
+            has a single input or a single output.
+        RuntimeError: If a layer has no forward-mode derivative (2→2 only).
+
+    References:
+        Report, Property 5 and Remark 5. J. A. Tropp, *Topics in Sparse Approximation*, 2004, section 4.3 (which
+        operator norms have closed forms, and which are NP-hard).
+    """
+    check_points("x", x)
+    check_values(x, None)
+    check_norm("input_norm", input_norm)
+    check_norm("output_norm", output_norm)
+    check_count("steps", steps)
+    check_number("tol", tol)
+    with fixed_function(f, eager=True) as fixed, torch.no_grad():
+        return jacobian_norm(fixed, x.detach(), input_norm, output_norm, steps, tol)
+
+
+def lipschitz_lower_bound(
+    model: Callable[[Tensor], Any],
+    inputs: Tensor | Iterable[Any],
+    *,
+    radius: float | None = None,
+    input_norm: float = 2,
+    output_norm: float = 2,
+    steps: int = 20,
+    bounds: tuple[float, float] | None = None,
+    output: Callable[[Any], Any] | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> float:
+    """Return the largest difference quotient found around the points of a data set.
+
+    Each point is paired with another; power steps turn the partner to where the quotient is largest. With
+    ``radius=None`` partners start at other data points and come closer from step to step, so that quotients at all
+    scales are seen; with a number they stay at that distance. The model is measured as a fixed function (eval mode,
+    float32) and left as it was. The result is a lower bound on the Lipschitz constant, not a certificate.
+
+    Args:
+        model: Function or ``nn.Module``; may be wrapped or compiled.
+        inputs: A floating tensor, shape (N, *), or an iterable of batches: tensors, or tuples that begin with one.
+        radius: ε ≥ 0 in the input norm and the input's units, or None. 0 is the directional derivative.
+        input_norm: 1, 2 or ``math.inf``.
+        output_norm: 1, 2 or ``math.inf``.
+        steps: Power steps for each pair, ≥ 1.
+        bounds: (lo, hi) of the data: points stay inside.
+        output: From the model's return value to the tensor that counts, as in ``LipschitzPenalty``.
+        batch_size: Rows at a time of an ``inputs`` tensor.
+        seed: Of the starting pairs.
+        progress: Show a progress bar (needs tqdm).
+
+    Returns:
+        The largest quotient, in output units per input unit.
+
+    Raises:
+        TypeError: If ``inputs`` does not give floating tensors.
+        ValueError: If an argument is out of range, the data are not finite or lie outside ``bounds``, or no batch
+            holds the two points that ``radius=None`` needs.
+        ImportError: If ``progress`` is asked for and tqdm is not installed.
+
+    References:
+        Report, eq. (3) and Definition 1.
+    """
+    check_norm("input_norm", input_norm)
+    check_norm("output_norm", output_norm)
+    steps, bounds = check_count("steps", steps), check_bounds(bounds)
+    batch_size = check_count("batch_size", batch_size)
+    if radius is not None:
+        radius = check_number("radius", radius)
+    batches: Iterable[Tensor] = _batches(inputs, batch_size)
+    if progress:
+        batches = _with_progress_bar(batches)
+    largest = None
+    for x in batches:
+        if radius is None and len(x) < 2:
+            continue
+        generator = torch.Generator(x.device).manual_seed(seed)
+        found = _largest_quotient(model, x, radius, input_norm, output_norm, steps, bounds, output, generator)
+        largest = found if largest is None else torch.maximum(largest, found)
+    if largest is None:
+        raise ValueError(
+            "Expected argument `inputs` to hold a batch with two points or more, from which `radius`=None makes "
+            "pairs, but got none. Give larger batches, or a `radius`."
+        )
+    return float(largest)
+
+
+def _largest_quotient(
+    model: Callable[[Tensor], Any],
+    x: Tensor,
+    radius: float | None,
+    input_norm: float,
+    output_norm: float,
+    steps: int,
+    bounds: tuple[float, float] | None,
+    output: Callable[[Any], Any] | None,
+    generator: torch.Generator,
+) -> Tensor:
+    check_values(x, bounds)
+    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    floor = distance_floor(compute_dtype(model, x), float(row_norm(x, input_norm).mean()))
+    resolution = Resolution(radius, floor)
+    shrink = SHRINK ** (1 / steps) if radius is None else 1.0
+    if radius is None:
+        pairs = draw_partners(x, draw_rows(x, len(x), generator), generator)
+    else:
+        pairs = draw_in_ball(x, 1.0 if resolution.limit else radius, input_norm, generator, on_sphere=True)
+    found = x.new_zeros(())
+
+    def project(pairs: PairSet) -> PairSet:
+        if resolution.limit:
+            return PairSet(pairs.x, pairs.x + rescale(pairs.x_prime - pairs.x, 1.0, input_norm))
+        return PairSet(pairs.x, pairs.x + shrink * (pairs.x_prime - pairs.x)).clamp(bounds, anchored=True)
+
+    with fixed_function(model, output, eager=resolution.limit) as f:
+        with torch.no_grad():
+            fx = None if resolution.limit else f(pairs.x)
+        q = PairQuotient(f, input_norm, output_norm, resolution, fx)
+
+        def height(pairs: PairSet) -> tuple[Tensor, Tensor]:
+            nonlocal found
+            difference, u = q.height(pairs)
+            found = torch.maximum(found, q.of(difference.detach(), pairs.map(torch.detach)).amax())
+            return difference, u
+
+        rule = Power(input_norm, anchored=True)
+        pairs, _ = ascend(pairs, {}, rule, height, steps=steps, anchored=True, project=project)
+        with torch.no_grad():
+            height(pairs)
+    return found
+
+
+def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
+    if isinstance(inputs, Tensor):
+        check_points("inputs", inputs)
+        inputs = torch.split(inputs, batch_size)
+    for batch in inputs:
+        x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        check_points("inputs", x)
+        yield x
+
+
+def _with_progress_bar(batches: Iterable[Tensor]) -> Iterable[Tensor]:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        raise ImportError('`progress`=True needs tqdm: pip install "torchlipreg[progress]"') from None
+    bar: Iterable[Tensor] = tqdm(batches, desc="lipschitz_lower_bound")
+    return bar

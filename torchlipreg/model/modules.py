@@ -1,0 +1,137 @@
+"""What a model is made of: wrappers, modules, training flags, dtype."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchlipreg.model.batchnorm import tracks_batches
+
+STOCHASTIC_RATES = ("p", "dropout", "drop_prob")  # nn.Dropout, nn.LSTM and nn.MultiheadAttention, timm's DropPath
+
+
+def unwrap(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """Return what a penalty may call: without DDP and DataParallel, but compiled, and through FSDP's wrapper.
+
+    Extra forwards through DDP's wrapper would break its gradient reduction (silently so with ``static_graph``);
+    FSDP in contrast must be entered through its outermost ``__call__``, which gathers the parameters.
+    """
+    inner = compiled_module(model)
+    if inner is not None and unwrap(inner) is not inner:  # compile(DDP(m)): the graph holds the wrapper
+        return unwrap(inner)
+    if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        return unwrap(model.module)
+    return model
+
+
+def compiled_module(model: Callable[..., Any]) -> nn.Module | None:
+    """Return the module inside the wrapper of ``torch.compile``, None without one."""
+    # Not by getattr(): where there is none, Module.__getattr__ composes an error message first.
+    return model._modules["_orig_mod"] if isinstance(model, nn.Module) and "_orig_mod" in model._modules else None
+
+
+def find_modules(f: Callable[..., Any]) -> list[nn.Module]:
+    """Return the modules that a callable is or uses.
+
+    Looks into a function's closure and globals, its helpers in the same file, a partial's arguments, the object of a
+    method, and one level into the lists, dicts and objects found there.
+    """
+    found: list[nn.Module] = []
+    seen: set[int] = set()
+    queue: list[Any] = [f]
+    while queue:
+        value = queue.pop(0)
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            found.append(unwrap(value))  # type: ignore[arg-type]
+        else:
+            queue += _uses(value)
+    return found
+
+
+def _uses(value: Any) -> list[Any]:
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if inspect.isfunction(value):
+        names = inspect.getclosurevars(value)
+        used = [v for v in names.globals.values() if not inspect.isfunction(v) or v.__globals__ is value.__globals__]
+        return [*names.nonlocals.values(), *used]
+    if isinstance(value, (type, ModuleType, Tensor)):
+        return []
+    if not isinstance(value, (list, tuple)):
+        value = (value if isinstance(value, dict) else getattr(value, "__dict__", {})).values()
+    return [v for v in value if isinstance(v, nn.Module)]
+
+
+def all_modules(model: Callable[..., Any]) -> list[nn.Module]:
+    """Return each module that a model is or uses, submodules included, once."""
+    model = unwrap(model)
+    found: dict[nn.Module, None] = {}
+    for root in [model] if isinstance(model, nn.Module) else find_modules(model):
+        _walk(root, found)
+    return list(found)
+
+
+def _walk(module: nn.Module, found: dict[nn.Module, None]) -> None:
+    """Add a module and its submodules in the order of ``module.modules()``, which takes 5 times as long."""
+    found[module] = None
+    for child in module._modules.values():
+        if child is not None and child not in found:
+            _walk(child, found)
+
+
+def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
+    """Return the dtype in which the fixed function computes: that of the parameters, or float32 or more without.
+
+    Under FSDP's own mixed precision it is the policy's: parameters are gathered in it, and that cannot be switched off.
+    """
+    modules = all_modules(model)
+    return _sharding_dtype(modules) or parameter_dtype(modules) or torch.promote_types(x.dtype, torch.float32)
+
+
+def train_signature(modules: list[nn.Module]) -> tuple[bool, list[bool]]:
+    """Describe how modules in training may differ from the fixed function.
+
+    Returns:
+        Whether a stochastic rate is set in a training module (Dropout, stochastic depth) or BatchNorm is in train
+        mode, and the training flags. Both read Python attributes only.
+    """
+    differs = any(m.training and (tracks_batches(m) or _is_stochastic(m)) for m in modules)
+    return differs, [m.training for m in modules]
+
+
+def _is_stochastic(m: nn.Module) -> bool:
+    for name in STOCHASTIC_RATES:
+        rate = m.__dict__.get(name)
+        if rate is not None and isinstance(rate, (int, float)) and rate > 0:
+            return True
+    return False
+
+
+def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:
+    for m in modules:
+        state = getattr(m, "_get_fsdp_state", lambda: None)()  # FSDP2
+        policy = getattr(state, "_mp_policy", None) or m.__dict__.get("mixed_precision")  # FSDP1
+        dtype = getattr(policy, "param_dtype", None)
+        if isinstance(dtype, torch.dtype):
+            return dtype
+    return None
+
+
+def parameter_dtype(modules: list[nn.Module]) -> torch.dtype | None:
+    """Return the dtype of the first floating parameter, None without one."""
+    for module in modules:
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.is_floating_point():
+                return parameter.dtype
+    return None

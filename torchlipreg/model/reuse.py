@@ -1,0 +1,101 @@
+"""May the outputs that the training loop has computed stand for f(x)? Then a penalised step saves a forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchlipreg.checks import check_output
+from torchlipreg.distributed import largest
+from torchlipreg.model.frozen import FixedFunction
+from torchlipreg.outputs import default_output
+
+TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
+
+
+class LoopOutputs(NamedTuple):
+    """What the training loop's ``model(x)`` returned, as far as it is penalised.
+
+    Attributes:
+        x: The loop's inputs, shape (N, *).
+        y: The loop's outputs, shape (N, *).
+        rounded: What the loop's model returned was in half precision, even if ``y`` is not.
+    """
+
+    x: Tensor
+    y: Tensor
+    rounded: bool
+
+    @classmethod
+    def select(cls, x: Tensor, outputs: Any, output: Callable[[Any], Any] | None) -> LoopOutputs:
+        """Select the tensor to penalise from what the loop's model returned: a row for each of x, or ValueError."""
+        y = (default_output if output is None else output)(outputs)
+        if isinstance(y, Tensor) and (y.dim() == 0 or y.shape[0] != x.shape[0]):
+            raise ValueError(
+                f"Expected argument `outputs` to be model(x), with {x.shape[0]} rows, but got shape {tuple(y.shape)}."
+            )
+        rounded = getattr(default_output(outputs), "dtype", None) in (torch.float16, torch.bfloat16)
+        return cls(x, check_output(y, x.shape[0]), rounded)
+
+
+class OutputReuse:
+    """Remembers whether ``model(x)``, as the loop computed it, equals the fixed function f(x).
+
+    It does if no Dropout, stochastic depth or train-mode BatchNorm is active, the outputs are in full precision and
+    carry a gradient, and a forward of the fixed function gives the same values. The values are compared once for each
+    new set of training flags and shapes.
+
+    Attributes:
+        verdict: True or False after the last look, None before.
+    """
+
+    def __init__(self) -> None:
+        self.verdict: bool | None = None
+        self._signature: tuple[Any, ...] | None = None
+
+    def allowed(self, f: FixedFunction, loop: LoopOutputs) -> bool:
+        """Say whether ``loop.y`` may be used for f(x).
+
+        Reads tensor values only when the model's training flags, autocast or a shape differ from the last call's.
+
+        Args:
+            f: The model as a fixed function.
+            loop: The loop's inputs and outputs.
+
+        Returns:
+            True if ``loop.y`` is f(x), gradient included.
+
+        Raises:
+            ValueError: If ``loop.y`` has another shape than f(x).
+        """
+        # With a gradient to x, as from embeddings, f(x) would pull at x while x′ holds still: recomputed, it does not.
+        (x, y, rounded), found = loop, f.found
+        usable = not (found.inexact or x.device.type in found.autocast) and y.requires_grad and not x.requires_grad
+        usable = usable and not rounded and y.dtype in (torch.float32, torch.float64)
+        signature = (found, usable, x.shape[1:], y.shape[1:])
+        if signature != self._signature:
+            different, blank = self._compare(f, x, y)  # the shapes are compared in any case
+            seen = torch.tensor([different or not usable, blank], dtype=torch.float32, device=x.device)
+            different, blank = (bool(flag) for flag in largest(seen).tolist())
+            self.verdict = not (different or blank)
+            self._signature = None if blank else signature  # a fresh last layer of zeros proves nothing: look again
+        return bool(self.verdict)
+
+    @staticmethod
+    def _compare(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool]:
+        """Say whether the values differ, and whether they are the same for every x."""
+        if len(x) == 0:  # the other ranks run a forward
+            f(x.new_zeros(1, *x.shape[1:]))
+            return False, False
+        exact = f(x.detach()).detach()  # not under no_grad, for which torch.compile would make another graph
+        if exact.shape != y.shape:
+            raise ValueError(
+                f"Expected argument `outputs` to be model(x), of shape {tuple(exact.shape)}, but got "
+                f"{tuple(y.shape)}. Pass what the model returned for this `x`, or leave `outputs` out."
+            )
+        scale = float(exact.abs().max())
+        blank = bool((exact == exact[:1]).all()) if len(x) > 1 else scale == 0
+        return not float((exact - y.detach()).abs().max()) <= TOLERANCE * scale, blank
