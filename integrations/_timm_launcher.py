@@ -20,7 +20,7 @@ from torch import Tensor
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.integrations._timm_options import PROGRAM, parse
-from torchlipreg.integrations._timm_task import LipschitzTask
+from torchlipreg.integrations._timm_task import LipschitzTask, plain_new
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,6 +78,7 @@ class Meter:
             return ""
         mean = float(self._sum) / self._count
         estimate = float(self._task.penalty.estimate)
+        self._task.penalty.warn_of_data()
         return f"  Penalty: {float(self._last):#.3g} ({mean:#.3g})  Lipschitz: {estimate:#.3g}"
 
     def summary(self) -> str:
@@ -136,7 +137,12 @@ def penalised_classes(make_penalty: Callable[[], LipschitzPenalty], meter: Meter
     kinds = [kind for kind in vars(timm.task).values() if _is_task_class(kind)]
     for kind in sorted(kinds, key=lambda kind: len(kind.__mro__)):
         parent = next((classes[base] for base in kind.__mro__ if base in classes), Launched)
-        namespace = {"__init__": constructor(kind), "__module__": kind.__module__, "__doc__": kind.__doc__}
+        namespace = {
+            "__new__": plain_new,
+            "__init__": constructor(kind),
+            "__module__": kind.__module__,
+            "__doc__": kind.__doc__,
+        }
         classes[kind] = type(kind.__name__, (parent, kind), namespace)
     return classes
 

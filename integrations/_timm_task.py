@@ -22,8 +22,8 @@ GATHER_INTERVAL = 500  # optimizer steps: seldom, as all pairs of all ranks trav
 class LipschitzTask(TrainingTask):
     """A timm training task whose loss includes a Lipschitz penalty.
 
-    It takes the place of the task, as an instance of the task's own class too, and shares everything with it; the
-    task itself stays without a penalty::
+    The task that is handed in *becomes* the penalised one and is what comes back, still an instance of its own class:
+    its class is replaced by a subclass of both. Whoever holds it holds the penalised one::
 
         task = ClassificationTask(model, criterion)
         task = LipschitzTask(task, LipschitzPenalty("tv", weight=1e-3))
@@ -57,24 +57,22 @@ class LipschitzTask(TrainingTask):
 
     penalty: LipschitzPenalty
 
-    def __init__(self, task: TrainingTask, penalty: LipschitzPenalty) -> None:
+    def __new__(cls, task: TrainingTask, penalty: LipschitzPenalty) -> LipschitzTask:
         if not isinstance(task, TrainingTask):
             raise TypeError(f"Expected argument `task` to be a timm.task.TrainingTask, but got {type(task).__name__}.")
         if isinstance(task, LipschitzTask):
             raise TypeError("Expected argument `task` to be without a penalty, but got a LipschitzTask.")
-        self.__class__ = type(f"Lipschitz{type(task).__name__}", (type(self), type(task)), {})
-        self.__dict__ = task.__dict__
-        self._set_penalty(penalty)
+        _check_penalty(penalty)
+        task.__class__ = type(f"Lipschitz{type(task).__name__}", (cls, type(task)), {"__new__": plain_new})
+        penalised = cast(LipschitzTask, task)
+        penalised._set_penalty(penalty)
+        return penalised
+
+    def __init__(self, task: TrainingTask, penalty: LipschitzPenalty) -> None:
+        pass  # the task was constructed long ago
 
     def _set_penalty(self, penalty: LipschitzPenalty) -> None:
-        if not isinstance(penalty, LipschitzPenalty):
-            raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
-        if penalty.settings.choose is not None and not _takes_the_tasks_output(penalty):
-            raise ValueError(
-                "Expected argument `penalty` to have no `choose` beside an `output` function of its own, for which the "
-                "task's output is not made. Take torchlipreg.outputs.root_probabilities, or leave one of them out."
-            )
-        self.penalty = penalty
+        self.penalty = _check_penalty(penalty)
         self._options = _options(penalty)
         self._gathered_state: dict[str, Any] | None = None
         self._moved_since_gather = False
@@ -97,8 +95,7 @@ class LipschitzTask(TrainingTask):
         penalty = self._penalty_at(input, result) if self._applies() else loss.new_zeros(())
         if penalty.requires_grad:
             loss = loss + penalty
-        estimate = self.penalty._state.estimate.clone()  # .estimate would wait for the GPU
-        return {**result, "loss": loss, "penalty": penalty.detach(), "lipschitz": estimate}
+        return {**result, "loss": loss, "penalty": penalty.detach(), "lipschitz": self.penalty.estimate.clone()}
 
     def _applies(self) -> bool:
         return self.penalty.weight > 0 and torch.is_grad_enabled() and self._model().training
@@ -231,6 +228,22 @@ class LipschitzTask(TrainingTask):
         if changed:
             values = ", ".join(f"{name}={self._options[name]!r}" for name in changed)
             _warn(f"The penalty goes on with other options than the checkpoint's: {values}.")
+
+
+def plain_new(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """Make an empty object: the ``__new__`` of classes that are a task and have a penalty, for copies and launchers."""
+    return object.__new__(cls)
+
+
+def _check_penalty(penalty: Any) -> LipschitzPenalty:
+    if not isinstance(penalty, LipschitzPenalty):
+        raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
+    if penalty.settings.choose is not None and not _takes_the_tasks_output(penalty):
+        raise ValueError(
+            "Expected argument `penalty` to have no `choose` beside an `output` function of its own, for which the "
+            "task's output is not made. Take torchlipreg.outputs.root_probabilities, or leave one of them out."
+        )
+    return penalty
 
 
 def _takes_the_tasks_output(penalty: LipschitzPenalty) -> bool:

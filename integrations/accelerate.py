@@ -6,6 +6,7 @@ import os
 import warnings
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,9 @@ from torch import Tensor
 from torchlipreg import LipschitzPenalty
 
 FILE = "lipschitz_penalty_{}.bin"
+
+# How many penalties each accelerator has: a penalty's number is its place in the checkpoints.
+_PREPARED: WeakKeyDictionary[Accelerator, int] = WeakKeyDictionary()
 
 
 def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> LipschitzPenalty:
@@ -61,8 +65,9 @@ def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> Lips
             "Expected argument `accelerator` to train without DeepSpeed ZeRO-3, which fails with several forwards in "
             "one backward (microsoft/DeepSpeed issue 5321). Choose ZeRO-1 or ZeRO-2, or FSDP2, in its configuration."
         )
-    # The hooks run on every process; they are the penalties' places in the checkpoint, too.
-    name = FILE.format(sum(isinstance(h, _Save) for h in accelerator._save_model_state_pre_hook.values()))
+    name = FILE.format(_PREPARED.setdefault(accelerator, 0))
+    _PREPARED[accelerator] += 1
+    # The hooks run on every process.
     accelerator.register_save_state_pre_hook(_Save(accelerator, penalty, name))
     accelerator.register_load_state_pre_hook(_Load(penalty, name))
     return penalty
@@ -70,6 +75,8 @@ def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> Lips
 
 def log_values(penalty: LipschitzPenalty, value: Tensor | None = None) -> dict[str, float]:
     """Return what is worth logging as plain numbers, which every tracker takes; waits for the GPU, so not every step.
+
+    Warns once of batches that were not finite since the last time.
 
     Args:
         penalty: After a call.
@@ -79,6 +86,7 @@ def log_values(penalty: LipschitzPenalty, value: Tensor | None = None) -> dict[s
         ``lipschitz`` (the largest quotient, a lower bound), ``lipschitz_weight``, ``lipschitz_radius`` and
         ``penalty``, where they exist. Ready for ``accelerator.log``; the same on every process.
     """
+    penalty.warn_of_data()
     values = {"lipschitz": float(penalty.estimate), "lipschitz_weight": penalty.weight}
     if penalty.radius is not None:
         values["lipschitz_radius"] = penalty.radius

@@ -158,9 +158,8 @@ class LipschitzPenalty:
     def estimate(self) -> Tensor:
         """The largest quotient of the last call over all ranks, 0-dim: a lower bound on the Lipschitz constant.
 
-        Detached; 0 before the first call. Reading it waits for the GPU, and warns once of batches that were not finite.
+        Detached; 0 before the first call.
         """
-        self._state.warn_of_nonfinite()
         return self._state.estimate
 
     @property
@@ -224,6 +223,13 @@ class LipschitzPenalty:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
         return penalty
 
+    def warn_of_data(self) -> None:
+        """Warn if a batch held NaN or infinity since the last time of asking; waits for the GPU, so not in each step.
+
+        ``state_dict()`` asks, and so do the integrations when they log.
+        """
+        self._state.warn_of_nonfinite()
+
     def synchronize(self) -> None:
         """Gather the pairs of all ranks, so that the next ``state_dict()`` on any rank holds them all.
 
@@ -239,6 +245,7 @@ class LipschitzPenalty:
         came just before. The pairs of tv and ptv live for one call and are not saved. ``torch.load`` reads it back
         with ``weights_only=True``.
         """
+        self.warn_of_data()
         return {**self._identity(), "weight": self.weight, "radius": self.radius, **self._state.to_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

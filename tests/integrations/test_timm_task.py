@@ -174,7 +174,7 @@ def test_results_are_separate_tensors():
 @pytest.mark.parametrize("situation", ["eval", "model.eval", "no_grad", "inference_mode", "weight 0"])
 def test_no_penalty_outside_training(situation):
     plain = TASKS["classification"]()
-    task = LipschitzTask(plain, strong())
+    task = LipschitzTask(copy.deepcopy(plain), strong())
     if situation == "weight 0":
         task.penalty.weight = 0
     elif situation == "eval":
@@ -192,16 +192,31 @@ def test_no_penalty_outside_training(situation):
 
 def test_it_is_the_task_in_every_other_respect():
     plain = TASKS["multi-label"]()
+    twin = copy.deepcopy(plain)
     task = LipschitzTask(plain, strong())
+    assert task is plain
     assert isinstance(task, LipschitzTask)
     assert isinstance(task, MultiLabelClassificationTask)
-    assert not isinstance(plain, LipschitzTask)
-    assert task.trainable_module is plain.trainable_module
-    assert list(task.get_clip_parameters()) == list(plain.get_clip_parameters())
-    assert task.create_evaluator().metric_names == plain.create_evaluator().metric_names
-    task.trainable_module = nn.Flatten()
-    assert plain.trainable_module is task.trainable_module
-    assert "penalty" not in plain(*(torch.zeros(2, CLASSES), torch.zeros(2, CLASSES)))
+    assert not isinstance(twin, LipschitzTask)
+    assert [p.shape for p in task.get_clip_parameters()] == [p.shape for p in twin.get_clip_parameters()]
+    assert task.create_evaluator().metric_names == twin.create_evaluator().metric_names
+    assert {k for k in task.state_dict()} == {k for k in twin.state_dict()}
+
+
+def test_a_refused_penalty_leaves_the_task_alone():
+    task = TASKS["classification"]()
+    with pytest.raises(TypeError, match="`penalty`"):
+        LipschitzTask(task, "tv")
+    assert not isinstance(task, LipschitzTask)
+
+
+def test_a_copy_has_a_penalty_of_its_own():
+    task = LipschitzTask(TASKS["classification"](), strong())
+    twin = copy.deepcopy(task)
+    assert type(twin) is type(task)
+    twin(*batch())
+    assert twin.penalty.pairs is not None
+    assert task.penalty.pairs is None
 
 
 def test_the_teacher_stays_in_eval_mode():
