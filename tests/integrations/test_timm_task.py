@@ -178,9 +178,9 @@ def test_no_penalty_outside_training(situation):
     if situation == "weight 0":
         task.penalty.weight = 0
     elif situation == "eval":
-        task.eval()
+        task.eval(), plain.eval()
     elif situation == "model.eval":
-        task.get_eval_model().eval()
+        task.get_eval_model().eval(), plain.get_eval_model().eval()
     guard = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(situation, torch.enable_grad)
     x, y = batch()
     with guard():
