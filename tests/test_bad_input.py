@@ -60,7 +60,7 @@ def test_attributes_that_are_set_later(name, bad):
     penalty = LipschitzPenalty(weight=0.5)
     with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
         setattr(penalty, name, bad)
-    assert (penalty.weight, penalty.radius) == (0.5, 0.1)
+    assert (penalty.weight, penalty.radius) == (0.5, 8 / 255)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import cross_entropy
-
-from torchlipreg import LipschitzPenalty
+from zoo import bare
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +27,7 @@ METHODS = {
 
 
 def build(method, **options):
-    return LipschitzPenalty(**{"method": method, "weight": 0.1, **METHODS[method], **options})
+    return bare(**{"method": method, "weight": 0.1, **METHODS[method], **options})
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from zoo import bare
 
-from torchlipreg import LipschitzPenalty, operator_norm
+from torchlipreg import operator_norm
 from torchlipreg.outputs import root_probabilities, smallest_margins
 
 
@@ -57,7 +58,7 @@ def test_the_classes_axis_and_the_precision():
 
 def test_the_penalty_of_a_small_pair_is_that_of_the_jacobian():
     net, x = torch.nn.Linear(5, 3, dtype=torch.float64), draw(8, 5)
-    penalty = LipschitzPenalty("tv", 1.0, radius=1e-5, ascent_steps=200, exponent=1, output=root_probabilities)
+    penalty = bare("tv", 1.0, radius=1e-5, ascent_steps=200, exponent=1, output=root_probabilities)
     value = penalty(net, x, net(x))
     assert penalty.reuses_outputs
     norm = operator_norm(lambda z: root_probabilities(net(z)), x).mean()

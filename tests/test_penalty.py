@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from zoo import ASCENTS, METHODS, dropout_net, gradients, mlp, penalty_of, same, traces
+from zoo import ASCENTS, METHODS, bare, dropout_net, gradients, mlp, penalty_of, same, traces
 
 from torchlipreg import LipschitzPenalty
 
@@ -177,7 +177,7 @@ def test_noise_moves_the_start_of_free_points_only(method):
     x = torch.zeros(500, 6) + torch.arange(500.0).unsqueeze(1)
     flat = torch.tensor(1.0, requires_grad=True)
     quiet, noisy = (
-        LipschitzPenalty(method, num_pairs=500, radius=1e-1, noise=s, ascent="sgd", step_size=1e-30) for s in (0.0, 2.0)
+        bare(method, num_pairs=500, radius=1e-1, noise=s, ascent="sgd", step_size=1e-30) for s in (0.0, 2.0)
     )
     for penalty in (quiet, noisy):
         penalty(lambda z: flat * z, x)

@@ -107,7 +107,7 @@ def test_a_radius_below_the_minimum_is_not_raised():
 
 def test_a_radius_that_decays_under_the_floor_becomes_the_limit_in_silence():
     model, x = torch.nn.Linear(3, 2), torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-    penalty = LipschitzPenalty("tv", radius=0.1, ascent_steps=20)
+    penalty = LipschitzPenalty("tv", radius=0.1, input_norm=2, ascent_steps=20)
     schedule = RadiusDecay(penalty, gamma=0.1)
     exact = torch.linalg.svdvals(model.weight.detach())[0].item()
     for _ in range(12):

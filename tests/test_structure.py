@@ -105,7 +105,7 @@ def test_no_imports_in_a_circle():
     ("name", "line"),
     [
         ("geometry.norms", "from torchlipreg.checks import check_norm"),
-        ("geometry.norms", "from torchlipreg.model.frozen import fixed_function"),
+        ("geometry.norms", "from torchlipreg.model.fixed import fixed_function"),
         ("geometry.norms", "import numpy as np"),
         ("model.frozen", "from torchlipreg.call.settings import Settings"),
         ("model.frozen", "from torchlipreg.penalty import LipschitzPenalty"),

@@ -60,11 +60,18 @@ class Recurrent(nn.Module):
         return self.last(self.lstm(x)[0][:, -1])
 
 
+def bare(method="tv", weight=1e-3, **settings):
+    """Return a penalty of bare ℓ2 quotients at a distance of .1, unless the settings say otherwise."""
+    if method in ("tv", "ptv"):
+        settings.setdefault("radius", 0.1)
+    return LipschitzPenalty(method, weight, **{"input_norm": 2, "scale": 1.0, **settings})
+
+
 def penalty_of(method, weight=1.0, **settings):
-    """Return a penalty with few pairs."""
+    """Return such a penalty with few pairs."""
     if method in ("max", "sum"):
         settings.setdefault("num_pairs", 4)
-    return LipschitzPenalty(method, weight, **settings)
+    return bare(method, weight, **settings)
 
 
 def gradients(net):

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
 
 from torchlipreg.geometry.norms import EXPONENTS
+
+P = ParamSpec("P")
+
+
+def suggest_names(function: Callable[P, None]) -> Callable[P, None]:
+    """Let a constructor answer an unknown keyword with the nearest one that it has."""
+    names = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        for name in kwargs:
+            if name not in names:
+                nearest = difflib.get_close_matches(name, names, 1, 0.0)[0]
+                raise TypeError(
+                    f"Unknown argument `{name}`. Did you mean `{nearest}`? There are {', '.join(names[1:])}."
+                )
+        function(*args, **kwargs)
+
+    return checked
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -46,8 +68,70 @@ def check_count(name: str, value: Any) -> int:
     return int(value)
 
 
-def check_bounds(bounds: Any) -> tuple[float, float] | None:
-    """Return ``bounds`` as two floats (lo < hi) or None; raise otherwise."""
+def check_flag(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"Expected argument `{name}` to be True or False, but got {value!r}.")
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is a mapping from strings or None."""
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise TypeError(f"Expected argument `{name}` to be a dict from names to values, or None, but got {value!r}.")
+
+
+def check_function(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is callable or None."""
+    if not (value is None or callable(value)):
+        raise TypeError(f"Expected argument `{name}` to be callable or None, but got {value!r}.")
+
+
+def check_normalization(normalization: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return (mean, std) as tuples of equal length or None; raise otherwise."""
+    if normalization is None:
+        return None
+    try:
+        mean, std = (_numbers(values) for values in normalization)
+    except (TypeError, ValueError):
+        raise TypeError(
+            "Expected argument `normalization` to be (mean, std), numbers or one of each per channel, but got "
+            f"{normalization!r}."
+        ) from None
+    if len(mean) == 1 or len(std) == 1:  # a number for all channels beside one for each
+        length = max(len(mean), len(std))
+        mean, std = mean * (length // len(mean)), std * (length // len(std))
+    if not mean or len(mean) != len(std) or not all(map(math.isfinite, mean)):
+        raise ValueError(
+            "Expected argument `normalization` to hold as many finite means as standard deviations, but got "
+            f"{len(mean)} and {len(std)}: {normalization!r}."
+        )
+    if not all(math.isfinite(s) and s > 0 for s in std):
+        raise ValueError(f"Expected argument `normalization` to have finite std > 0, but got std={std!r}.")
+    return mean, std
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    values = values.tolist() if isinstance(values, Tensor) else values
+    values = [values] if isinstance(values, numbers.Real) else list(values)
+    if any(isinstance(v, (bool, str)) or not isinstance(v, numbers.Real) for v in values):
+        raise TypeError
+    return tuple(float(v) for v in values)
+
+
+def check_channels(x: Tensor, normalization: tuple[tuple[float, ...], tuple[float, ...]] | None) -> None:
+    """Raise ValueError unless ``x`` has a channel (axis 1) for each mean of the normalisation."""
+    count = 1 if normalization is None else len(normalization[0])
+    if count > 1 and (x.dim() < 2 or x.shape[1] != count):
+        raise ValueError(
+            f"Expected argument `x` to have {count} channels on axis 1, as many as `normalization` has means, but got "
+            f"shape {tuple(x.shape)}."
+        )
+
+
+def check_bounds(
+    bounds: Any, normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+) -> tuple[float, float] | None:
+    """Return ``bounds`` as two floats (lo < hi) or None; raise otherwise, or if they look like normalised units."""
     if bounds is None:
         return None
     try:
@@ -56,6 +140,11 @@ def check_bounds(bounds: Any) -> tuple[float, float] | None:
         raise TypeError(f"Expected argument `bounds` to be two numbers (lo, hi), but got {bounds!r}.") from None
     if not low < high:  # also refuses NaN
         raise ValueError(f"Expected argument `bounds` to be (lo, hi) with lo < hi, but got {bounds!r}.")
+    if normalization is not None and low < 0 and high > 1 and all(0 < m < 1 for m in normalization[0]):
+        raise ValueError(
+            f"Expected argument `bounds` in raw units, (0, 1) for images, but got {bounds!r}, which look like those of "
+            "normalised images: with `normalization`, radius, bounds and norms are told in raw units."
+        )
     return low, high
 
 
@@ -109,7 +198,8 @@ def check_values(x: Tensor, bounds: tuple[float, float] | None) -> None:
         if low < bounds[0] or high > bounds[1]:
             raise ValueError(
                 f"Expected the data to lie within `bounds` = {bounds}, but `x` spans [{low:g}, {high:g}]. Give the "
-                "range of the tensor that the model receives (after normalisation, if that is done in the loader)."
+                "range of the tensor that the model receives, or, if the loader normalises it, of the raw one, with "
+                "`normalization`=(mean, std)."
             )
 
 

@@ -15,7 +15,7 @@ from torchlipreg.geometry.norms import rescale, row_norm
 from torchlipreg.geometry.pairs import PairSet, draw_in_ball, draw_partners, draw_rows
 from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_floor
 from torchlipreg.geometry.rules import Power
-from torchlipreg.model.frozen import fixed_function
+from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.modules import compute_dtype
 
 SHRINK = 0.01  # from the distance of two data points to this part of it, geometrically over the steps

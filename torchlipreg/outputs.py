@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchlipreg.checks import check_count
+from torchlipreg.checks import check_count, check_output
 
 
 def default_output(y: Any) -> Any:
@@ -22,6 +22,68 @@ def default_output(y: Any) -> Any:
     if isinstance(y, (tuple, list)) and y:
         return y[0]
     return y
+
+
+class Positions(NamedTuple):
+    """Outputs that count one by one: what :func:`per_position` returns.
+
+    Attributes:
+        values: Shape (N, positions, channels).
+    """
+
+    values: Tensor
+
+
+def select(y: Any, output: Callable[[Any], Any] | None, batch_size: int) -> tuple[Tensor, bool]:
+    """Return the tensor to penalise from what a model returned, and whether each position is an output of its own.
+
+    Args:
+        y: What the model returned.
+        output: The penalty's; default :func:`default_output`.
+        batch_size: Rows to expect.
+
+    Returns:
+        The tensor, shape (N, *); and whether axis 1 are positions.
+
+    Raises:
+        TypeError: If that is no floating tensor.
+        ValueError: If it does not keep the batch axis.
+    """
+    chosen = (default_output if output is None else output)(y)
+    if isinstance(chosen, Positions):
+        return check_output(chosen.values, batch_size), True
+    return check_output(chosen, batch_size), False
+
+
+def per_position(y: Any, dim: int = 1) -> Positions:
+    """Take each position of a dense output as an output of its own: ``output=per_position`` for segmentation.
+
+    The quotient is then that of each position, and the penalty their mean, so that a weight suits pictures and texts
+    of any size; ``estimate`` is the largest quotient of a position. For outputs of tokens, shape (N, L, C), use
+    ``functools.partial(per_position, dim=-1)``.
+
+    Args:
+        y: What the model returns: a tensor of shape (N, C, *), or something that holds it as :func:`default_output`
+            finds it.
+        dim: The axis of the channels, which a position's norm runs over.
+
+    Returns:
+        Shape (N, positions, C).
+
+    Raises:
+        TypeError: If there is no floating tensor in ``y``.
+        ValueError: If it has no axis for positions.
+
+    References:
+        Not in the report, whose outputs are vectors.
+    """
+    dense = _logits(y)
+    if dense.dim() < 3:
+        raise ValueError(
+            f"Expected argument `y` to hold a dense output, shape (N, C, *), but got {tuple(dense.shape)}: without "
+            "positions leave `output` out."
+        )
+    return Positions(dense.movedim(dim, -1).flatten(1, -2))
 
 
 def root_probabilities(y: Any, dim: int = -1) -> Tensor:

@@ -2,69 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchlipreg.call.settings import Settings
+from torchlipreg.call.settings import Ascent, Exponent, Method, Normalization, Settings
 from torchlipreg.call.state import STATE_VERSION, PenaltyState
 from torchlipreg.call.step import Step
-from torchlipreg.checks import check_number, check_points, check_rows
+from torchlipreg.checks import check_mapping, check_number, check_points, check_rows, suggest_names
 from torchlipreg.distributed import world_size
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
 from torchlipreg.model.reuse import OutputReuse
 
-DEFAULT_RADIUS = 0.1
-
 
 class LipschitzPenalty:
     """A penalty on the difference quotients of a model over moving pairs of inputs: the FLIP family.
 
-    A call moves the pairs uphill and returns ``weight · reduceᵢ qᵢ^exponent`` with ``q = ‖f(x) − f(x′)‖ / ‖x − x′‖``,
-    where f is the model as a fixed function: eval mode, float32, and nothing in the model or its gradients changed.
-    Call it once per training step, on every rank::
+    A call moves the pairs uphill and returns ``weight · reduceᵢ (scale · qᵢ)^exponent``, with the quotient
+    ``q = ‖f(x) − f(x′)‖ / ‖x − x′‖``, where f is the model as a fixed function: eval mode, float32, and nothing in the
+    model or its gradients changed. Call it once per training step, on every rank::
 
-        penalty = LipschitzPenalty("tv", weight=1e-3, input_norm=math.inf)
+        penalty = LipschitzPenalty("tv", weight=0.1, radius=8 / 255)
         for x, y in loader:
             out = model(x)
             loss = criterion(out, y) + penalty(model, x, out)
+
+    ``scale · q`` is how far the output moves over the distance ``scale``, in output units (for logits: nats), whatever
+    the input's units, its number of coordinates or the norm: so one weight suits many data sets.
 
     Methods: ``"max"``, the largest quotient over a persistent pair set (report, Algorithm 1, eq. 3); ``"sum"``, its
     mean (section 4.1); ``"tv"``, the mean over pairs that start anew in the ε-ball of each data point (Algorithm 4);
     ``"ptv"``, the same with the moved points projected on the ε-sphere (Algorithm 3, eq. 7).
 
-    Departures from the report: the mean over the batch instead of the sum; quotients squared by default; power steps
-    and anchored pairs by default for tv and ptv; pairs on level sets (Property 1) and collapsed pairs drawn anew;
-    statistics of train-mode BatchNorm that follow the parameters, see :func:`torchlipreg.model.batchnorm.follow`.
-    ``exponent=1, anchored=False, ascent="sgd", momentum=0`` gives Algorithms 3 and 4 as printed.
+    Departures from the report: movements instead of bare quotients; the mean over the batch instead of the sum;
+    quotients squared by default; power steps and anchored pairs by default for tv and ptv; pairs on level sets
+    (Property 1) and collapsed pairs drawn anew; statistics of train-mode BatchNorm that follow the parameters, see
+    :func:`torchlipreg.model.batchnorm.follow`. The report's own formula is ``scale=1, exponent=1, input_norm=2``, and
+    its Algorithms 3 and 4 as printed ``anchored=False, ascent="sgd", momentum=0`` besides.
 
     Args:
         method: ``"max"``, ``"sum"``, ``"tv"`` or ``"ptv"``.
-        weight: λ ≥ 0, a mutable attribute. At 0 a call returns an exact zero and runs no forward.
+        weight: λ ≥ 0 of movements, a mutable attribute. At 0 a call returns an exact zero and runs no forward. The
+            report's λ is ``weight · scale^exponent``.
+        radius: ε ≥ 0 in the input norm and in raw units, a mutable attribute. tv, ptv: default 8/255, the budget of
+            the field for images in [0, 1]. max, sum: None starts pairs from different data points, a number from a
+            ball around one. Zero, or less than the dtype resolves, is the limit ε → 0: the directional derivative, by
+            ``torch.func.jvp``.
+        input_norm: 1, 2 or ``math.inf``: ‖x − x′‖. Use the norm of the perturbations to be withstood.
+        output_norm: 1, 2 or ``math.inf``: ‖f(x) − f(x′)‖.
+        exponent: 1 for the report's formula, 2 for its square.
+        scale: s > 0, the distance over which movements are counted, in raw units. Default: ``radius`` where that is a
+            positive number, 1 for radius 0, and for max and sum with pairs of different data points .25.
+        normalization: (mean, std) that the loop has applied to x, numbers or one of each per channel (axis 1). radius,
+            bounds, noise, scale, norms and the estimate are then those of the raw inputs ``std · x + mean``, as in
+            8/255 of a pixel in [0, 1]; so are steps.
         num_pairs: max, sum: size of the pair set (of each rank), default 64. tv, ptv: points of each batch that are
             used, default all.
         choose: tv, ptv: which ``num_pairs`` points of a larger batch. A function of ``outputs``, as the model returned
             them, and ``num_pairs``, to int64 row numbers, shape (n,): :func:`torchlipreg.outputs.smallest_margins`, or
             one of your own. Each call then needs ``outputs``. Default: fresh random ones in each call.
-        radius: ε ≥ 0 in the input norm and the input's units, a mutable attribute. tv, ptv: default 0.1. max, sum:
-            None starts pairs from different data points, a number from a ball around one. Zero, or less than the
-            dtype resolves, is the limit ε → 0: the directional derivative, by ``torch.func.jvp``.
-        input_norm: 1, 2 or ``math.inf``: ‖x − x′‖. Use the norm of the perturbations to be withstood.
-        output_norm: 1, 2 or ``math.inf``: ‖f(x) − f(x′)‖.
-        exponent: 1 for the report's formula, 2 for its square.
         ascent: ``"power"`` (default for tv, ptv), ``"sgd"`` (default for max, sum), ``"nesterov"`` or ``"adam"``.
         ascent_steps: Ascent steps per call, ≥ 1.
-        step_size: τ > 0. Default 0.01 for sgd and nesterov, 0.03 (input units) for adam; meaningless for power.
+        step_size: τ > 0. Default 0.01 for sgd and nesterov, 0.03 (raw units) for adam; meaningless for power.
         momentum: μ in [0, 1) of sgd.
         anchored: tv, ptv: x stays on the data point, so that the loop's ``outputs`` can serve as f(x).
-        bounds: (lo, hi) of the data: pairs stay inside (Assumption 3).
-        noise: σ ≥ 0 of Gaussian noise on fresh pairs, in input units (Remark 2); an anchored x gets none.
+        one_sided: tv, ptv, anchored: f(x) is a target that carries no gradient, as in virtual adversarial training
+            (Miyato et al., arXiv:1704.03976): for batches without labels, whose outputs should move as little as
+            their neighbours' are pulled towards them. Two-sided, both ends are pulled together.
+        bounds: (lo, hi) of the data in raw units: pairs stay inside (Assumption 3).
+        noise: σ ≥ 0 of Gaussian noise on fresh pairs, in raw units (Remark 2); an anchored x gets none.
         interval: Apply the penalty in every k-th call, times k; the calls between return zero.
         output: From the model's return value to the tensor to penalise. Default: a tensor, ``.logits``,
-            ``["logits"]``, or the first element. :func:`torchlipreg.outputs.root_probabilities` suits classifiers.
+            ``["logits"]``, or the first element. :func:`torchlipreg.outputs.root_probabilities` suits classifiers,
+            :func:`torchlipreg.outputs.per_position` dense outputs.
         seed: Of the penalty's own generator, ≥ 0; each rank derives its own from it.
 
     Raises:
@@ -75,42 +89,57 @@ class LipschitzPenalty:
         L. Bungert et al., *CLIP: Cheap Lipschitz Training of Neural Networks*, arXiv:2103.12531.
     """
 
+    __slots__ = (
+        "__weakref__",
+        "_radius",
+        "_reuse",
+        "_settings",
+        "_state",
+        "_weight",
+    )  # a misspelt attribute is refused
+
+    @suggest_names
     def __init__(
         self,
-        method: str = "tv",
-        weight: float = 1e-3,
+        method: Method = "tv",
+        weight: float = 0.1,
         *,
+        radius: float | None = None,
+        input_norm: float = math.inf,
+        output_norm: float = 2,
+        exponent: Exponent = 2,
+        scale: float | None = None,
+        normalization: Normalization | None = None,
         num_pairs: int | None = None,
         choose: Callable[[Any, int], Tensor] | None = None,
-        radius: float | None = None,
-        input_norm: float = 2,
-        output_norm: float = 2,
-        exponent: int = 2,
-        scale: float = 1.0,
-        ascent: str | None = None,
+        ascent: Ascent | None = None,
         ascent_steps: int = 1,
         step_size: float | None = None,
         momentum: float = 0.9,
         anchored: bool = True,
+        one_sided: bool = False,
         bounds: tuple[float, float] | None = None,
         noise: float = 0.0,
         interval: int = 1,
         output: Callable[[Any], Any] | None = None,
         seed: int = 0,
     ) -> None:
-        self.settings = Settings(
+        self._settings = Settings(
             method=method,
-            num_pairs=num_pairs,
-            choose=choose,
+            radius=radius,
             input_norm=input_norm,
             output_norm=output_norm,
             exponent=exponent,
             scale=scale,
+            normalization=normalization,
+            num_pairs=num_pairs,
+            choose=choose,
             ascent=ascent,
             ascent_steps=ascent_steps,
             step_size=step_size,
             momentum=momentum,
             anchored=anchored,
+            one_sided=one_sided,
             bounds=bounds,
             noise=noise,
             interval=interval,
@@ -118,16 +147,21 @@ class LipschitzPenalty:
             seed=seed,
         )
         self.weight = weight
-        self.radius = DEFAULT_RADIUS if radius is None and not self.settings.persistent else radius
+        self.radius = self._settings.radius
         self._state = PenaltyState()
         self._reuse = OutputReuse()
 
     def __repr__(self) -> str:
         """Show the mutable attributes and the settings; a function by its name."""
-        arguments = {"weight": self.weight, "radius": self.radius, **vars(self.settings)}
+        arguments = {"weight": self.weight, **self.settings.arguments(), "radius": self.radius}
         method = arguments.pop("method")
         shown = (f"{name}={getattr(value, '__qualname__', repr(value))}" for name, value in arguments.items())
         return f"LipschitzPenalty({method!r}, {', '.join(shown)})"
+
+    @property
+    def settings(self) -> Settings:
+        """Everything that never changes."""
+        return self._settings
 
     @property
     def weight(self) -> float:
@@ -145,14 +179,13 @@ class LipschitzPenalty:
 
     @radius.setter
     def radius(self, value: float | None) -> None:
-        if value is None and not self.settings.persistent:
-            raise ValueError(f"Expected `radius` to be a number for method {self.settings.method!r}, but got None.")
-        self._radius = None if value is None else check_number("radius", value)
+        self._radius = self.settings.check_radius(value)
 
     @property
     def pairs(self) -> PairSet | None:
-        """The current pairs, ``.x`` and ``.x_prime`` of shape (num_pairs, *); None before the first call."""
-        return self._state.pairs
+        """The current pairs in the loop's units, ``.x`` and ``.x_prime`` of shape (num_pairs, *); None before."""
+        pairs, units = self._state.pairs, self.settings.units
+        return pairs if pairs is None or units is None else pairs.map(units.normalized)
 
     @property
     def estimate(self) -> Tensor:
@@ -168,7 +201,13 @@ class LipschitzPenalty:
         return self._reuse.verdict
 
     def __call__(
-        self, model: Callable[[Tensor], Any], x: Tensor, outputs: Any = None, *, update: bool = True
+        self,
+        model: Callable[..., Any],
+        x: Tensor,
+        outputs: Any = None,
+        *,
+        update: bool = True,
+        model_kwargs: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """Move the pairs and return the penalty at their new place.
 
@@ -185,23 +224,29 @@ class LipschitzPenalty:
                 Dropout or BatchNorm in train mode, full precision (see :attr:`reuses_outputs`); else it is recomputed.
             update: False evaluates the last call's pairs again and moves nothing (closures, SAM, several terms).
                 Nothing moves without gradients either (``no_grad``, ``inference_mode``).
+            model_kwargs: What else the model takes by name: attention masks, conditions, class labels. Tensors whose
+                first axis is N are rows of the batch: they come along where only some rows are used, and stay with
+                persistent pairs. Everything else is handed on as it is.
 
         Returns:
             ``weight · interval · value``, 0-dim, float32 (float64 for a float64 model), with a gradient to the
             parameters only.
 
         Raises:
-            TypeError: If ``x`` is not a floating tensor, the model's output not one, or ``choose``'s not row numbers.
+            TypeError: If ``x`` is not a floating tensor, the model's output not one, ``choose``'s not row numbers, or
+                ``model_kwargs`` no dict.
             ValueError: If shapes do not fit, ``choose`` has no ``outputs``, the output carries no gradient, or, checked
                 in the first call only, ``x`` is not finite or outside ``bounds``.
             RuntimeError: If the model's parallelism cannot take a penalty, or another rank refused its first batch.
         """
         check_points("x", x, may_be_empty=world_size() > 1)
+        check_mapping("model_kwargs", model_kwargs)
         check_parallelism(model)
-        if self.settings.persistent and self.pairs is not None:
-            check_rows("x", x, self.pairs.x.shape[1:])
+        pairs = self._state.pairs
+        if self.settings.persistent and pairs is not None:
+            check_rows("x", x, pairs.x.shape[1:])
         moves = update and torch.is_grad_enabled()
-        if self.settings.choose is not None and outputs is None and (moves or self.pairs is None):
+        if self.settings.choose is not None and outputs is None and (moves or pairs is None):
             raise ValueError(
                 "Expected argument `outputs`, model(x), at which the penalty's `choose` looks, but got None."
             )
@@ -209,14 +254,14 @@ class LipschitzPenalty:
             return torch.zeros((), device=x.device)
         if torch.is_inference_mode_enabled():  # in which older versions' torch.func.jvp is zero
             with torch.inference_mode(False), torch.no_grad():
-                return self(model, x, outputs, update=update)
+                return self(model, x, outputs, update=update, model_kwargs=model_kwargs)
         call = self._state.calls if moves else max(0, self._state.calls - 1)
         if call % self.settings.interval:
             self._state.calls += moves
             return torch.zeros((), device=x.device)
         generator = self._state.generator(x.device, self.settings.seed)
-        value = Step(self.settings, self.radius, self._state, self._reuse, generator, moves)(model, x, outputs)
-        penalty = self.weight * self.settings.scale**self.settings.exponent * self.settings.interval * value
+        step = Step(self.settings, self.radius, self._state, self._reuse, generator, moves)
+        penalty = self.weight * self.settings.movement * self.settings.interval * step(model, x, outputs, model_kwargs)
         if self._state.calls == 1 and outputs is not None:
             check_unused_parameters(model, outputs, penalty)
         if moves and not penalty.requires_grad:
@@ -266,5 +311,5 @@ class LipschitzPenalty:
         self.radius, self.weight, self._state = state["radius"], weight, loaded
 
     def _identity(self) -> dict[str, Any]:
-        names = ("method", "ascent", "input_norm", "output_norm", "num_pairs")
+        names = ("method", "ascent", "input_norm", "output_norm", "num_pairs", "normalization")
         return {"version": STATE_VERSION, **{name: getattr(self.settings, name) for name in names}}

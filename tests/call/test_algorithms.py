@@ -6,8 +6,8 @@ import oracles
 import pytest
 import torch
 from torch import nn
+from zoo import bare
 
-from torchlipreg import LipschitzPenalty
 from torchlipreg.call.region import Region
 
 STEPS = 6
@@ -78,7 +78,7 @@ def run():
 @pytest.mark.parametrize("ascent_steps", [1, 3])
 @pytest.mark.parametrize("method", ["max", "sum"])
 def test_algorithm_1(run, drawn, method, ascent_steps, radius):
-    penalty = LipschitzPenalty(
+    penalty = bare(
         method, WEIGHT, num_pairs=6, exponent=1, ascent="sgd", step_size=TAU, ascent_steps=ascent_steps, radius=radius
     )
     x_lip, velocities = None, [(torch.zeros(4), torch.zeros(4))] * 6
@@ -95,7 +95,7 @@ def test_algorithm_1(run, drawn, method, ascent_steps, radius):
 
 
 def test_algorithm_2(run, drawn):
-    penalty = LipschitzPenalty("max", WEIGHT, num_pairs=6, exponent=1, ascent="nesterov", step_size=TAU, ascent_steps=5)
+    penalty = bare("max", WEIGHT, num_pairs=6, exponent=1, ascent="nesterov", step_size=TAU, ascent_steps=5)
     for x, y in list(run)[:1]:  # the sequence restarts in the twin, so one call of several steps
         value = penalty(run.fast, x)
         x_lip = oracles.nesterov(run.slow, as_list(drawn[0]), TAU, 5)
@@ -104,7 +104,7 @@ def test_algorithm_2(run, drawn):
 
 
 def test_algorithm_2_goes_on_from_call_to_call(run, drawn):
-    penalty = LipschitzPenalty("max", WEIGHT, num_pairs=6, ascent="nesterov", step_size=TAU)
+    penalty = bare("max", WEIGHT, num_pairs=6, ascent="nesterov", step_size=TAU)
     for x, _ in run:  # the model stays as it is
         penalty(run.fast, x)
     x_lip = oracles.nesterov(run.slow, as_list(drawn[0]), TAU, STEPS)
@@ -113,7 +113,7 @@ def test_algorithm_2_goes_on_from_call_to_call(run, drawn):
 
 @pytest.mark.parametrize("ascent_steps", [1, 2])
 def test_algorithm_3(run, drawn, ascent_steps):
-    penalty = LipschitzPenalty(
+    penalty = bare(
         "ptv",
         WEIGHT,
         exponent=1,
@@ -137,9 +137,7 @@ def test_algorithm_3(run, drawn, ascent_steps):
 
 
 def test_algorithm_4(run, drawn):
-    penalty = LipschitzPenalty(
-        "tv", WEIGHT, exponent=1, anchored=False, ascent="sgd", momentum=0, step_size=TAU, radius=EPSILON
-    )
+    penalty = bare("tv", WEIGHT, exponent=1, anchored=False, ascent="sgd", momentum=0, step_size=TAU, radius=EPSILON)
     for x, y in run:
         value = penalty(run.fast, x, run.fast(x))
         assert torch.equal(drawn[-1].x, x)
@@ -153,7 +151,7 @@ def test_algorithm_4(run, drawn):
 
 
 def test_adam_is_torchs(run, drawn):
-    penalty = LipschitzPenalty("sum", WEIGHT, num_pairs=6, exponent=1, ascent="adam", step_size=0.02)
+    penalty = bare("sum", WEIGHT, num_pairs=6, exponent=1, ascent="adam", step_size=0.02)
     points, adam = None, None
     for x, y in run:
         value = penalty(run.fast, x)
@@ -172,7 +170,7 @@ def test_adam_is_torchs(run, drawn):
 @pytest.mark.parametrize("p", [1, 2, math.inf])
 @pytest.mark.parametrize("method", ["tv", "ptv"])
 def test_anchored_power_steps_squared(run, drawn, method, p):
-    penalty = LipschitzPenalty(method, WEIGHT, radius=EPSILON, input_norm=p, ascent_steps=2)
+    penalty = bare(method, WEIGHT, radius=EPSILON, input_norm=p, ascent_steps=2)
     for x, y in run:
         value = penalty(run.fast, x, run.fast(x))
         expected = []
@@ -188,7 +186,7 @@ def test_anchored_power_steps_squared(run, drawn, method, p):
 
 
 def test_interval_applies_k_times_the_penalty_every_kth_call(run, drawn):
-    lazy, busy = (LipschitzPenalty("tv", WEIGHT, interval=k) for k in (3, 1))
+    lazy, busy = (bare("tv", WEIGHT, interval=k) for k in (3, 1))
     values = [lazy(run.fast, x).item() for x, _ in run]
     assert values[1:3] == values[4:6] == [0.0, 0.0]
     assert values[0] == pytest.approx(3 * busy(run.fast, run.batches[0]).item())

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from zoo import bare
 
-from torchlipreg import LipschitzPenalty
 from torchlipreg.outputs import default_output, root_probabilities, smallest_margins
 
 CLOSEST = {"num_pairs": 6, "choose": smallest_margins}
@@ -27,8 +27,8 @@ def last_rows(y, count):
 @pytest.mark.parametrize("output", [None, root_probabilities])
 def test_chosen_points_are_those_that_a_user_would_have_chosen(method, settings, output):
     net, x = net_and_batch()
-    chooses = LipschitzPenalty(method, 1.0, output=output, seed=3, **settings, **CLOSEST)
-    chosen = LipschitzPenalty(method, 1.0, output=output, seed=3, **settings)
+    chooses = bare(method, 1.0, output=output, seed=3, **settings, **CLOSEST)
+    chosen = bare(method, 1.0, output=output, seed=3, **settings)
     for _ in range(2):
         close = smallest_margins(net(x), 6)
         ours, slow = chooses(net, x, net(x)), chosen(net, x[close], net(x)[close])
@@ -44,7 +44,7 @@ def test_the_outputs_of_the_loop_serve_and_rows_that_are_not_chosen_cost_nothing
     net, x = net_and_batch()
     calls = []
     net.register_forward_hook(lambda module, args, y: calls.append(len(y)))
-    penalty = LipschitzPenalty("tv", **CLOSEST)
+    penalty = bare("tv", **CLOSEST)
     for _ in range(2):
         calls.clear()
         penalty(net, x, net(x))
@@ -60,7 +60,7 @@ def test_it_is_asked_once_in_each_call_that_draws_pairs():
         asked.append(count)
         return last_rows(y, count)
 
-    penalty = LipschitzPenalty("tv", num_pairs=6, choose=choose, interval=2, output=root_probabilities)
+    penalty = bare("tv", num_pairs=6, choose=choose, interval=2, output=root_probabilities)
     out = net(x)
     for _ in range(4):
         penalty(net, x, out)
@@ -73,7 +73,7 @@ def test_it_is_asked_once_in_each_call_that_draws_pairs():
 
 def test_a_short_batch_is_taken_whole():
     net, x = net_and_batch(6)
-    penalty = LipschitzPenalty("tv", num_pairs=6, choose=lambda y, count: 1 / 0)
+    penalty = bare("tv", num_pairs=6, choose=lambda y, count: 1 / 0)
     penalty(net, x, net(x))
     assert torch.equal(penalty.pairs.x, x)
 
@@ -83,15 +83,15 @@ def test_a_short_batch_is_taken_whole():
 def test_rows_may_be_fewer_or_more_or_repeated(rows, settings):
     net, x = net_and_batch()
     rows = torch.tensor(rows)
-    chooses = LipschitzPenalty("tv", 1.0, num_pairs=6, choose=lambda y, count: rows, seed=1, **settings)
-    chosen = LipschitzPenalty("tv", 1.0, seed=1, **settings)
+    chooses = bare("tv", 1.0, num_pairs=6, choose=lambda y, count: rows, seed=1, **settings)
+    chosen = bare("tv", 1.0, seed=1, **settings)
     assert torch.equal(chooses(net, x, net(x)), chosen(net, x[rows], net(x)[rows]))
 
 
 @pytest.mark.parametrize("settings", [{}, {"radius": 0.0}, {"anchored": False}])
 def test_no_rows_cost_nothing(settings):
     net, x = net_and_batch()
-    none = LipschitzPenalty(
+    none = bare(
         "tv",
         num_pairs=6,
         choose=lambda y, count: torch.zeros(0, dtype=torch.long),
@@ -107,8 +107,8 @@ def test_no_rows_cost_nothing(settings):
 @pytest.mark.parametrize("wrap", [lambda y: {"logits": y}, lambda y: SimpleNamespace(logits=y), lambda y: (y, 0)])
 def test_it_sees_what_the_model_returned(wrap):
     net, x = net_and_batch()
-    own = LipschitzPenalty("tv", 1.0, output=lambda y: 2 * default_output(y), **CLOSEST)
-    plain = LipschitzPenalty("tv", 4.0, **CLOSEST)
+    own = bare("tv", 1.0, output=lambda y: 2 * default_output(y), **CLOSEST)
+    plain = bare("tv", 4.0, **CLOSEST)
     torch.testing.assert_close(own(lambda z: wrap(net(z)), x, wrap(net(x))), plain(net, x, net(x)))
     assert own.reuses_outputs
 
@@ -119,8 +119,8 @@ def test_under_batchnorm_in_train_mode_the_statistics_are_those_of_the_chosen_po
     x = torch.randn(32, 5)
     out = net(x)  # each forward moves the running statistics
     rows = smallest_margins(out, 6)
-    chooses = LipschitzPenalty("tv", 1.0, **CLOSEST, **settings)
-    chosen = LipschitzPenalty("tv", 1.0, **settings)
+    chooses = bare("tv", 1.0, **CLOSEST, **settings)
+    chosen = bare("tv", 1.0, **settings)
     values = chooses(net, x, out), chosen(net, x[rows], out[rows])
     assert torch.equal(*values)
     for one, other in zip(*(torch.autograd.grad(v, net.parameters()) for v in values), strict=True):
@@ -132,7 +132,7 @@ def test_outputs_that_cannot_serve_as_f_of_x_still_choose():
     x = torch.randn(32, 5)
     out = net(x)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    penalty = LipschitzPenalty("tv", 1.0, **CLOSEST)
+    penalty = bare("tv", 1.0, **CLOSEST)
     penalty(net, x, out).backward()
     assert penalty.reuses_outputs is False
     assert torch.equal(penalty.pairs.x, x[smallest_margins(out, 6)])
@@ -142,7 +142,7 @@ def test_outputs_that_cannot_serve_as_f_of_x_still_choose():
 
 def test_a_chosen_row_that_is_not_finite_does_not_count():
     net, x = net_and_batch()
-    penalty = LipschitzPenalty("tv", 1.0, num_pairs=6, choose=last_rows)
+    penalty = bare("tv", 1.0, num_pairs=6, choose=last_rows)
     penalty(net, x, net(x))
     x[-6] = math.nan
     value = penalty(net, x, net(x))
@@ -157,7 +157,7 @@ def test_a_chosen_row_that_is_not_finite_does_not_count():
 
 def test_without_outputs_it_has_nothing_to_look_at():
     net, x = net_and_batch()
-    penalty = LipschitzPenalty("tv", **CLOSEST)
+    penalty = bare("tv", **CLOSEST)
     for penalty.weight in (0.0, 1.0):  # a warm-up does not hide it
         with pytest.raises(ValueError, match=r"`outputs`, model\(x\).*`choose`.*but got None"):
             penalty(net, x)
@@ -170,7 +170,7 @@ def test_without_outputs_it_has_nothing_to_look_at():
 @pytest.mark.parametrize("settings", [{}, {"radius": 0.0}, {"anchored": False}])
 def test_outputs_of_another_batch_are_refused_before_they_choose(rows, settings):
     net, x = net_and_batch()
-    penalty = LipschitzPenalty("tv", **CLOSEST, **settings)
+    penalty = bare("tv", **CLOSEST, **settings)
     with pytest.raises(ValueError, match=r"`outputs`.*16 rows"):
         penalty(net, x, net(torch.randn(rows, 5)))
     assert penalty.pairs is None
@@ -181,7 +181,7 @@ def test_outputs_of_another_batch_are_refused_before_they_choose(rows, settings)
 )
 def test_what_is_no_list_of_row_numbers_is_refused(rows):
     net, x = net_and_batch()
-    penalty = LipschitzPenalty("tv", num_pairs=6, choose=lambda y, count: rows)
+    penalty = bare("tv", num_pairs=6, choose=lambda y, count: rows)
     with pytest.raises(TypeError, match=r"`choose`.*row numbers.*but got.*nonzero"):
         penalty(net, x, net(x))
     assert penalty.pairs is None
@@ -197,4 +197,4 @@ def test_what_is_no_list_of_row_numbers_is_refused(rows):
 )
 def test_settings_that_do_not_go_together(settings, error, words):
     with pytest.raises(error, match=words):
-        LipschitzPenalty(**settings)
+        bare(**settings)

@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
-
-from torchlipreg import LipschitzPenalty
+from zoo import bare
 
 METHODS = ["max", "sum", "tv", "ptv"]
 NORMS = [1, 2, math.inf]
@@ -48,7 +47,7 @@ def assert_gradient_is_a_central_difference(model, penalty, x):
 @pytest.mark.parametrize("exponent", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_against_central_differences(model, method, exponent, radius):
-    penalty = LipschitzPenalty(method, 0.7, exponent=exponent, radius=radius, num_pairs=6)
+    penalty = bare(method, 0.7, exponent=exponent, radius=radius, num_pairs=6)
     assert_gradient_is_a_central_difference(model, penalty, draw(8, 4))
 
 
@@ -56,7 +55,7 @@ def test_against_central_differences(model, method, exponent, radius):
 @pytest.mark.parametrize("p", NORMS)
 @pytest.mark.parametrize("radius", [0.0, 0.2])
 def test_against_central_differences_in_every_norm(model, p, q, radius):
-    penalty = LipschitzPenalty("tv", 0.7, radius=radius, input_norm=p, output_norm=q)
+    penalty = bare("tv", 0.7, radius=radius, input_norm=p, output_norm=q)
     assert_gradient_is_a_central_difference(model, penalty, draw(8, 4))
 
 
@@ -64,7 +63,7 @@ def test_against_central_differences_in_every_norm(model, p, q, radius):
 @pytest.mark.parametrize("radius", [0.0, None])
 def test_against_central_differences_for_pairs_of_data(model, ascent, radius):
     # the sum: power steps bring several pairs to the same maximum, where the max has a kink
-    penalty = LipschitzPenalty("sum", 0.7, ascent=ascent, radius=radius, ascent_steps=3)
+    penalty = bare("sum", 0.7, ascent=ascent, radius=radius, ascent_steps=3)
     assert_gradient_is_a_central_difference(model, penalty, draw(8, 4))
 
 
@@ -74,7 +73,7 @@ def test_through_reused_outputs_it_is_the_same(exponent):
     x = draw(8, 4)
     gradients = []
     for outputs in (model(x), None):
-        penalty = LipschitzPenalty("tv", 0.7, exponent=exponent)
+        penalty = bare("tv", 0.7, exponent=exponent)
         gradients.append(torch.autograd.grad(penalty(model, x, outputs), model.parameters(), allow_unused=True))
         assert penalty.reuses_outputs is (True if outputs is not None else None)
     torch.testing.assert_close(gradients[0][:3], gradients[1][:3], rtol=1e-9, atol=1e-12)
@@ -84,7 +83,7 @@ def test_through_reused_outputs_it_is_the_same(exponent):
 @pytest.mark.parametrize("method", METHODS)
 def test_gradient_is_to_the_parameters_only(model, method, radius):
     x = draw(8, 4).requires_grad_()
-    penalty = LipschitzPenalty(method, radius=radius)
+    penalty = bare(method, radius=radius)
     value = penalty(model, x)
     assert value.shape == ()
     assert all(p.grad is None for p in model.parameters())
@@ -116,7 +115,7 @@ def assert_finite(model, value):
 @pytest.mark.parametrize("p", NORMS)
 def test_coincident_pairs_are_harmless_and_drawn_anew(distance, p, exponent, ascent):
     model = nn.Linear(4, 3)
-    penalty = LipschitzPenalty("max", exponent=exponent, input_norm=p, output_norm=p, ascent=ascent)
+    penalty = bare("max", exponent=exponent, input_norm=p, output_norm=p, ascent=ascent)
     x = draw(8, 4, dtype=torch.float32)
     penalty(model, x)
     collapse(penalty, distance)
@@ -130,13 +129,13 @@ def test_coincident_pairs_are_harmless_and_drawn_anew(distance, p, exponent, asc
 @pytest.mark.parametrize("exponent", [1, 2])
 def test_equal_data_points(method, radius, exponent):
     model = nn.Linear(4, 3)
-    assert_finite(model, LipschitzPenalty(method, radius=radius, exponent=exponent)(model, torch.ones(8, 4)))
+    assert_finite(model, bare(method, radius=radius, exponent=exponent)(model, torch.ones(8, 4)))
 
 
 @pytest.mark.parametrize("method", ["max", "sum"])
 def test_equal_data_points_make_no_pairs_and_no_penalty(method):
     model = nn.Linear(4, 3)
-    penalty = LipschitzPenalty(method)
+    penalty = bare(method)
     for _ in range(3):
         value = penalty(model, torch.ones(8, 4))
         assert_finite(model, value)
@@ -153,7 +152,7 @@ def test_extreme_networks(method, radius, weights):
             p *= {"zero": 0.0, "constant": 1.0, "tiny": 1e-15, "steep": 1e3}[weights]
         if weights == "constant":
             model[0].bias.fill_(-1e6)  # every ReLU is dead
-    penalty = LipschitzPenalty(method, radius=radius)
+    penalty = bare(method, radius=radius)
     for _ in range(3):
         assert_finite(model, penalty(model, draw(8, 4, dtype=torch.float32)))
     if weights in ("zero", "constant"):
@@ -166,7 +165,7 @@ def test_extreme_networks(method, radius, weights):
 def test_half_precision_inputs_and_models(method, dtype, half_model):
     torch.manual_seed(0)
     model = nn.Linear(20, 5).to(dtype if half_model else torch.float32)
-    penalty = LipschitzPenalty(method, radius=None if method in ("max", "sum") else 4.0)
+    penalty = bare(method, radius=None if method in ("max", "sum") else 4.0)
     for _ in range(20):
         value = penalty(model, draw(16, 20).to(dtype))
         assert_finite(model, value)
@@ -178,7 +177,7 @@ def test_half_precision_inputs_and_models(method, dtype, half_model):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_rows_that_are_not_finite(method, bad):
-    model, penalty = nn.Linear(4, 3), LipschitzPenalty(method)
+    model, penalty = nn.Linear(4, 3), bare(method)
     x = draw(8, 4, dtype=torch.float32)
     penalty(model, x)
     poisoned = x.clone()
@@ -196,7 +195,7 @@ def test_rows_that_are_not_finite(method, bad):
 def test_radius_zero_at_any_scale_of_the_data(method, input_scale):
     torch.manual_seed(0)
     model = nn.Linear(20, 5)
-    penalty = LipschitzPenalty(method, radius=0, ascent="power", ascent_steps=20, input_norm=1)
+    penalty = bare(method, radius=0, ascent="power", ascent_steps=20, input_norm=1)
     for _ in range(3):
         penalty(model, input_scale * draw(16, 20, dtype=torch.float32))
     exact = model.weight.norm(dim=0).max().item()
@@ -207,7 +206,7 @@ def test_radius_zero_at_any_scale_of_the_data(method, input_scale):
 def test_in_the_limit_pairs_live_on_at_any_scale_of_the_data(method):
     torch.manual_seed(0)
     model, x = nn.Linear(20, 5), 1e4 * draw(16, 20, dtype=torch.float32)  # a floor far above a direction's length
-    penalty = LipschitzPenalty(method, radius=0, ascent="power")
+    penalty = bare(method, radius=0, ascent="power")
     penalty(model, x)
     born = penalty.pairs.x.clone()
     for _ in range(30):

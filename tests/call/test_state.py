@@ -8,9 +8,9 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ASCENTS, METHODS, dropout_net, mlp, penalty_of, same, traces
+from zoo import ASCENTS, METHODS, bare, dropout_net, mlp, penalty_of, same, traces
 
-from torchlipreg import DiscrepancyWeight, LipschitzPenalty, RadiusDecay
+from torchlipreg import DiscrepancyWeight, RadiusDecay
 
 PLAIN = (Tensor, int, float, str, bool, type(None))
 
@@ -225,7 +225,7 @@ def test_pairs_of_another_shape_are_named_in_the_next_call():
 
 def test_schedules_resume():
     def build():
-        penalty = LipschitzPenalty("tv", 0.5, radius=1.0)
+        penalty = bare("tv", 0.5, radius=1.0)
         return penalty, DiscrepancyWeight(penalty, 0.9, 0.1, warmup=True), RadiusDecay(penalty)
 
     accuracies = [0.5, 0.8, 0.95, 0.95, 0.5, 0.95]
@@ -253,7 +253,7 @@ def test_schedules_resume():
 @pytest.mark.parametrize("schedule", [lambda p: DiscrepancyWeight(p, 0.9, 0.1), RadiusDecay])
 @pytest.mark.parametrize("state", [None, {}, {"weight": 1.0}, {"radius": 1.0, "more": 2}])
 def test_schedules_refuse_other_states(schedule, state):
-    penalty = LipschitzPenalty("tv", 0.5)
+    penalty = bare("tv", 0.5)
     with pytest.raises(ValueError, match="`state`"):
         schedule(penalty).load_state_dict(state)
     assert (penalty.weight, penalty.radius) == (0.5, 0.1)

@@ -6,8 +6,9 @@ import oracles
 import pytest
 import torch
 from torch import nn
+from zoo import bare
 
-from torchlipreg import LipschitzPenalty, operator_norm
+from torchlipreg import operator_norm
 
 METHODS = ["max", "sum", "tv", "ptv"]
 NORMS = [1, 2, math.inf]
@@ -39,7 +40,7 @@ def test_on_a_linear_map_the_estimate_never_exceeds_the_operator_norm(method, sh
         for p, q in norm_pairs(shape):
             bound = oracles.matrix_norm(model.weight.detach(), p, q)
             ascent, radius = [("power", 0.1), ("sgd", 0.1), ("power", 0.0)][seed % 3]
-            penalty = LipschitzPenalty(method, input_norm=p, output_norm=q, ascent=ascent, radius=radius)
+            penalty = bare(method, input_norm=p, output_norm=q, ascent=ascent, radius=radius)
             for _ in range(2):
                 penalty(model, x)
             assert 0.05 * bound < penalty.estimate <= bound * (1 + 1e-6)
@@ -53,7 +54,7 @@ def test_power_steps_reach_the_spectral_norm(method, shape, radius):
     for seed in range(DRAWS):
         model, x = linear_map(shape, seed), draw(16, shape[1], seed=seed)
         bound = oracles.matrix_norm(model.weight.detach(), 2, 2)
-        penalty = LipschitzPenalty(method, ascent="power", ascent_steps=steps, radius=radius)
+        penalty = bare(method, ascent="power", ascent_steps=steps, radius=radius)
         for _ in range(100):
             penalty(model, x)
             if penalty.estimate >= 0.99 * bound:
@@ -64,7 +65,7 @@ def test_power_steps_reach_the_spectral_norm(method, shape, radius):
 @pytest.mark.parametrize("ascent", ["power", "sgd", "nesterov", "adam"])
 def test_every_ascent_climbs_on_pairs_of_data(ascent):
     model, x = linear_map((5, 20), 0), draw(16, 20)
-    penalty = LipschitzPenalty("sum", 1.0, exponent=1, ascent=ascent)
+    penalty = bare("sum", 1.0, exponent=1, ascent=ascent)
     values = [penalty(model, x).item() for _ in range(200)]
     assert values[-1] > 1.1 * values[0]
     assert penalty.estimate <= oracles.matrix_norm(model.weight.detach(), 2, 2) * (1 + 1e-6)
@@ -80,7 +81,7 @@ def test_quotients_scale_with_the_outputs_in_single_precision(scale, p, q):
     model, x = nn.Linear(20, 5), draw(16, 20, dtype=torch.float32)
     seen = []
     for factor in (1.0, scale):
-        penalty = LipschitzPenalty("tv", exponent=1, input_norm=p, output_norm=q)
+        penalty = bare("tv", exponent=1, input_norm=p, output_norm=q)
         penalty(lambda z, factor=factor: factor * model(z), x)
         seen.append(penalty.estimate / factor)
     torch.testing.assert_close(seen[1], seen[0], rtol=1e-3, atol=0)
@@ -95,7 +96,7 @@ def test_scaling_laws(method, exponent, radius):
 
     def value_of(f, weight=0.5):
         # power steps do not feel the scale of f
-        penalty = LipschitzPenalty(method, weight, exponent=exponent, radius=radius, ascent="power")
+        penalty = bare(method, weight, exponent=exponent, radius=radius, ascent="power")
         for _ in range(3):
             value = penalty(f, x)
         return value.item()
@@ -125,7 +126,7 @@ def test_property_1_a_pair_on_a_level_set_does_not_move_and_is_drawn_anew(ascent
     def f(z):
         return scale * z.abs()
 
-    penalty = LipschitzPenalty("max", ascent=ascent)
+    penalty = bare("max", ascent=ascent)
     penalty(f, x)
     put_on_level_set(penalty)
     before = penalty.pairs.x.clone()
@@ -146,7 +147,7 @@ def test_property_1_a_level_set_up_to_rounding_is_left_as_well(method, dtype):
     def even(z):
         return (1 + network(z)) + network(-z)  # (1 + a) + b is not (1 + b) + a
 
-    penalty = LipschitzPenalty(method, step_size=1e-6)
+    penalty = bare(method, step_size=1e-6)
     penalty(even, x)
     put_on_level_set(penalty)
     penalty.pairs.x_prime[0] = x[0] + 1  # the one pair that counts
@@ -171,7 +172,7 @@ def test_property_2_noise_leaves_no_pair_on_a_level_set(method):
     weight = nn.Parameter(torch.ones((), dtype=torch.float64))
 
     def smallest_difference(noise):
-        penalty = LipschitzPenalty(method, noise=noise, step_size=1e-9)
+        penalty = bare(method, noise=noise, step_size=1e-9)
         penalty(lambda z: weight * z.abs(), x)
         difference = penalty.pairs.x.abs() - penalty.pairs.x_prime.abs()
         return difference.norm(dim=1).min()
@@ -191,7 +192,7 @@ def smooth():
 
 def local_estimate(model, x, radius, p=2, q=2):
     """The largest local quotient, found from 32 starts around each point."""
-    penalty = LipschitzPenalty("ptv", radius=radius, input_norm=p, output_norm=q, ascent_steps=15)
+    penalty = bare("ptv", radius=radius, input_norm=p, output_norm=q, ascent_steps=15)
     penalty(model, x.repeat(32, 1))
     return penalty.estimate.item()
 
@@ -227,10 +228,10 @@ def test_property_5_the_limit_is_that_of_the_finite_quotients():
 
 def test_a_radius_under_the_floor_is_the_limit_and_says_so_once(smooth):
     x = draw(8, 10, dtype=torch.float32)
-    penalty = LipschitzPenalty("tv", radius=1e-9)
+    penalty = bare("tv", radius=1e-9)
     with pytest.warns(UserWarning, match=r"`radius`=1e-09 .* limit"):
         value = penalty(smooth, x)
-    assert value.item() == pytest.approx(LipschitzPenalty("tv", radius=0)(smooth, x).item())
+    assert value.item() == pytest.approx(bare("tv", radius=0)(smooth, x).item())
     penalty(smooth, x)  # warnings are errors here
 
 
@@ -250,7 +251,7 @@ def test_properties_8_and_26_neither_the_max_nor_the_mean_stands_for_the_other()
     x = torch.linspace(0, 1, 201, dtype=torch.float64)[1:-1].unsqueeze(1)
 
     def value(method, f):
-        penalty = LipschitzPenalty(method, 1.0, exponent=1, radius=0.01, num_pairs=500, ascent="power")
+        penalty = bare(method, 1.0, exponent=1, radius=0.01, num_pairs=500, ascent="power")
         return penalty(f, x).item()
 
     assert value("max", step) > 2 * value("max", slope)
@@ -267,7 +268,7 @@ def test_the_max_pushes_its_steepest_pair_only_and_the_mean_all_of_them():
     x = torch.eye(3, dtype=torch.float64)
     gradients = []
     for method in ("max", "sum"):
-        penalty = LipschitzPenalty(method, 1.0, num_pairs=30, radius=1.0, input_norm=1, ascent="sgd")
+        penalty = bare(method, 1.0, num_pairs=30, radius=1.0, input_norm=1, ascent="sgd")
         gradients.append(torch.autograd.grad(penalty(f, x), slopes)[0])
     assert (gradients[0] > 0).sum() <= (gradients[1] > 0).sum()
     assert (gradients[1] > 0).all()
@@ -286,7 +287,7 @@ def test_properties_10_and_11_a_large_weight_flattens_to_the_mean_of_the_targets
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
         optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-        penalty = LipschitzPenalty(method, weight, bounds=(-1.0, 1.0), num_pairs=24)
+        penalty = bare(method, weight, bounds=(-1.0, 1.0), num_pairs=24)
         for _ in range(250):
             outputs = model(x)
             loss = nn.functional.mse_loss(outputs, y) + penalty(model, x, outputs)

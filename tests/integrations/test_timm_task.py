@@ -19,8 +19,8 @@ from timm.task import (
 )
 from timm.utils import CheckpointSaver
 from torch import nn
+from zoo import bare
 
-from torchlipreg import LipschitzPenalty
 from torchlipreg.integrations.timm import LipschitzTask
 from torchlipreg.outputs import root_probabilities, smallest_margins
 
@@ -68,7 +68,7 @@ WEIGHTS = {"tv": 20.0, "max": 2e4}  # a penalty of the order of the loss
 
 
 def strong(method="tv"):
-    return LipschitzPenalty(method, WEIGHTS[method], num_pairs=4)
+    return bare(method, WEIGHTS[method], num_pairs=4)
 
 
 def gradients(task):
@@ -113,14 +113,14 @@ def test_the_student_is_penalised_as_it_predicts():
 @pytest.mark.parametrize("output", [None, root_probabilities])
 @pytest.mark.parametrize(("model", "reused"), [(vit, True), (resnet, False)])
 def test_the_tasks_output_serves_as_f_of_x_where_it_is_the_same(model, reused, output):
-    task = LipschitzTask(ClassificationTask(model(), **QUIET), LipschitzPenalty("tv", output=output))
+    task = LipschitzTask(ClassificationTask(model(), **QUIET), bare("tv", output=output))
     task(*batch())
     assert task.penalty.reuses_outputs is reused
 
 
 @pytest.mark.parametrize("model", [vit, resnet])
 def test_the_tasks_output_chooses_the_points(model):
-    penalty = LipschitzPenalty("tv", num_pairs=2, choose=smallest_margins)
+    penalty = bare("tv", num_pairs=2, choose=smallest_margins)
     task = LipschitzTask(ClassificationTask(model(), **QUIET), penalty)
     x, y = batch()
     result = task(x, y)
@@ -129,7 +129,7 @@ def test_the_tasks_output_chooses_the_points(model):
 
 def test_a_checkpoint_names_the_functions_of_its_penalty(tmp_path):
     def task():
-        penalty = LipschitzPenalty("tv", num_pairs=2, choose=smallest_margins, output=root_probabilities)
+        penalty = bare("tv", num_pairs=2, choose=smallest_margins, output=root_probabilities)
         return LipschitzTask(ClassificationTask(vit(), **QUIET), penalty)
 
     saved, loaded = task(), task()
@@ -140,16 +140,14 @@ def test_a_checkpoint_names_the_functions_of_its_penalty(tmp_path):
 
 
 def test_an_output_function_of_ones_own_leaves_nothing_to_choose_from():
-    penalty = LipschitzPenalty("tv", num_pairs=2, choose=smallest_margins, output=lambda y: y)
+    penalty = bare("tv", num_pairs=2, choose=smallest_margins, output=lambda y: y)
     with pytest.raises(ValueError, match=r"`penalty`.*`choose`.*root_probabilities"):
         LipschitzTask(ClassificationTask(vit(), **QUIET), penalty)
 
 
 def test_an_output_function_of_ones_own_gets_what_the_model_returns():
     seen = []
-    task = LipschitzTask(
-        ClassificationTask(vit(), **QUIET), LipschitzPenalty("tv", output=lambda y: seen.append(y) or y)
-    )
+    task = LipschitzTask(ClassificationTask(vit(), **QUIET), bare("tv", output=lambda y: seen.append(y) or y))
     task(*batch())
     assert seen
     assert task.penalty.reuses_outputs is None
@@ -339,7 +337,7 @@ def test_a_plain_run_resumes_from_a_penalised_one(kind, tmp_path):
 def test_a_penalised_run_resumes_from_a_plain_one(weight, warns, tmp_path):
     plain, optimizer = start("classification", None)
     path = save(tmp_path, plain, optimizer)
-    task, optimizer = start("classification", LipschitzPenalty("max", weight))
+    task, optimizer = start("classification", bare("max", weight))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         resume_task_checkpoint(task, path, optimizer, log_info=False)
@@ -358,12 +356,12 @@ def test_a_penalised_run_resumes_from_a_plain_one(weight, warns, tmp_path):
 )
 def test_options_at_resume(options, weight, radius, message, tmp_path):
     arguments = {"method": "max", "weight": 0.5, "radius": 0.1, "num_pairs": 4, "bounds": (-9.0, 9.0)}
-    task, optimizer = start("classification", LipschitzPenalty(**arguments, input_norm=math.inf))
+    task, optimizer = start("classification", bare(**arguments, input_norm=math.inf))
     train(task, optimizer, range(1))
     task.penalty.weight, task.penalty.radius = 0.3, 0.05
     path = save(tmp_path, task, optimizer)
 
-    resumed, optimizer = start("classification", LipschitzPenalty(**{**arguments, **options}, input_norm=math.inf))
+    resumed, optimizer = start("classification", bare(**{**arguments, **options}, input_norm=math.inf))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         resume_task_checkpoint(resumed, path, optimizer, log_info=False)

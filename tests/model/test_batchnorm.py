@@ -9,7 +9,7 @@ from torch import nn
 from zoo import METHODS, gradients, penalty_of
 
 from torchlipreg.model.batchnorm import channel_moments
-from torchlipreg.model.frozen import fixed_function
+from torchlipreg.model.fixed import fixed_function
 
 
 def build():

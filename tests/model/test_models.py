@@ -6,9 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from zoo import METHODS, Recurrent, conv_bn, dropout_net, gradients, mlp, penalty_of, same, traces
-
-from torchlipreg import LipschitzPenalty
+from zoo import METHODS, Recurrent, bare, conv_bn, dropout_net, gradients, mlp, penalty_of, same, traces
 
 WEIGHT = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
 LOCAL = ("tv", "ptv")
@@ -60,7 +58,7 @@ def test_models_of_timm(name, settings):
         pytest.skip(f"this timm has no {name}")
     size = {"img_size": 32} if "vit" in name else {}
     net = timm.create_model(name, num_classes=3, **size).train()
-    penalty, x = LipschitzPenalty(weight=1.0, **settings), torch.rand(3, 3, 32, 32)
+    penalty, x = bare(weight=1.0, **settings), torch.rand(3, 3, 32, 32)
     before = traces(net)
     value = penalty(net, x)
     assert same(traces(net), before)
@@ -108,7 +106,7 @@ def test_inputs_of_any_rank(shape, method, radius):
 @pytest.mark.parametrize("num_pairs", [1, 3, 8, 20, None])
 def test_points_of_the_batch_that_are_used(method, num_pairs):
     net, x, seen = mlp(), torch.randn(8, 6), set()
-    penalty = LipschitzPenalty(method, num_pairs=num_pairs)
+    penalty = bare(method, num_pairs=num_pairs)
     for _ in range(20):
         penalty(net, x)
         rows = [int((x == row).all(1).nonzero()) for row in penalty.pairs.x]
@@ -120,8 +118,8 @@ def test_points_of_the_batch_that_are_used(method, num_pairs):
 @pytest.mark.parametrize("method", ["max", "sum"])
 @pytest.mark.parametrize("num_pairs", [1, 3, 20])
 def test_size_of_the_pair_set(method, num_pairs):
-    net, penalty = mlp(), LipschitzPenalty(method, num_pairs=num_pairs)
+    net, penalty = mlp(), bare(method, num_pairs=num_pairs)
     for n in (8, 2, 1, 8):
         penalty(net, torch.randn(n, 6))
         assert penalty.pairs.x.shape == (num_pairs, 6)
-    assert LipschitzPenalty(method).settings.num_pairs == 64
+    assert bare(method).settings.num_pairs == 64

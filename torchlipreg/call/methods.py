@@ -6,7 +6,6 @@ ascent; ``keep``, what the state remembers of them after it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +13,11 @@ from torch import Tensor
 
 from torchlipreg.call.region import Region
 from torchlipreg.call.settings import Settings
-from torchlipreg.call.state import PenaltyState
+from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.checks import check_row_numbers
-from torchlipreg.geometry.ascent import Memory, Rule, where_memory
-from torchlipreg.geometry.pairs import PairSet, all_finite, draw_rows
+from torchlipreg.geometry.ascent import Rule
+from torchlipreg.geometry.pairs import all_finite, draw_rows
+from torchlipreg.model.side import SideRows, check_side, take_rows
 
 
 class Batch(NamedTuple):
@@ -25,28 +25,30 @@ class Batch(NamedTuple):
 
     Attributes:
         x: Points, shape (N, *), N ≥ 1.
+        side: What else the model takes, with a row for each of them.
         finite: Which of the loop's points were finite, bool.
         valid: Which of the pairs count, shape (N,), bool; None for all.
         rows: Which rows of the loop's batch they are, shape (N,); None for all of them.
     """
 
     x: Tensor
+    side: SideRows
     finite: Tensor
     valid: Tensor | None = None
     rows: Tensor | None = None
 
 
-@dataclass(frozen=True)
 class PersistentPairs:
     """X_lip, drawn once from data, kept and moved from call to call: Algorithm 1."""
 
-    region: Region
+    def __init__(self, region: Region) -> None:
+        self.region = region
 
-    def batch(self, points: Tensor, outputs: Any, rng: torch.Generator) -> Batch:
+    def batch(self, points: Tensor, side: SideRows, outputs: Any, rng: torch.Generator) -> Batch:
         """Offer all points, from which pairs may start."""
-        return Batch(points, all_finite(points))
+        return Batch(points, side, all_finite(points))
 
-    def start(self, batch: Batch, state: PenaltyState, rule: Rule, rng: torch.Generator) -> tuple[PairSet, Memory]:
+    def start(self, batch: Batch, state: PenaltyState, rule: Rule, rng: torch.Generator) -> Carried:
         """Return X_lip with its stuck pairs drawn anew; in the first call all of it.
 
         Args:
@@ -56,50 +58,51 @@ class PersistentPairs:
             rng: The only source of randomness.
 
         Returns:
-            Pairs and the rule's memory.
+            Pairs, the rule's memory and the side inputs of the data points that the pairs started from.
 
         Raises:
-            ValueError: If the batch is too small for X_lip to start from it.
+            ValueError: If the batch is too small for X_lip to start from it, or has other side inputs.
         """
         previous = state.on(batch.x.device)
         if previous is None:
             check_first_batch(self.region.settings, self.region.resolution.radius, batch.x)
-            pairs = self._draw(batch.x, self.region.settings.num_pairs or 0, rng)
-            return pairs, rule.start(pairs)
+            return self._draw(batch, self.region.settings.num_pairs or 0, rule, rng)
+        check_side(batch.side, previous.side)
         if state.stuck is None or len(batch.x) < points_needed(self.region.resolution.radius):
             return previous
-        pairs, memory = previous
-        fresh = self._draw(batch.x, len(state.stuck), rng)  # as many as there are: other ranks may have saved them
-        keep = ~state.stuck.to(batch.x.device) | ~fresh.isfinite()
-        return pairs.where(keep, fresh), where_memory(keep, memory, rule.start(fresh))
+        fresh = self._draw(batch, len(state.stuck), rule, rng)  # as many as there are: other ranks may have saved them
+        keep = ~state.stuck.to(batch.x.device) | ~fresh.pairs.isfinite()
+        return previous.where(keep, fresh)
 
-    def _draw(self, x: Tensor, count: int, rng: torch.Generator) -> PairSet:
-        rows = draw_rows(x, count, rng)
+    def _draw(self, batch: Batch, count: int, rule: Rule, rng: torch.Generator) -> Carried:
+        rows = draw_rows(batch.x, count, rng)
         if self.region.resolution.radius is None:
-            return self.region.draw_between(x, rows, rng)
-        return self.region.draw_around(x[rows], rng)
+            pairs = self.region.draw_between(batch.x, rows, rng)
+        else:
+            pairs = self.region.draw_around(batch.x[rows], rng)
+        return Carried(pairs, rule.start(pairs), take_rows(batch.side, rows))
 
-    def keep(self, state: PenaltyState, pairs: PairSet, memory: Memory, batch: Batch, q: Tensor) -> None:
+    def keep(self, state: PenaltyState, carried: Carried, batch: Batch, q: Tensor) -> None:
         """Remember X_lip, and which pairs are stuck; where the batch was not finite, X_lip as it was."""
-        stuck, finite = self.region.is_stuck(pairs, q), batch.finite.all()
-        previous = state.on(pairs.x.device)
-        if previous is not None and previous[0].x.shape == pairs.x.shape:
-            sound = finite.expand(len(pairs.x))
-            pairs, memory = pairs.where(sound, previous[0]), where_memory(sound, memory, previous[1])
-        state.advance(pairs, memory, self.region.resolution.floor, finite, stuck=stuck)
+        stuck, finite = self.region.is_stuck(carried.pairs, q), batch.finite.all()
+        previous = state.on(q.device)
+        if previous is not None and previous.pairs.x.shape == carried.pairs.x.shape:
+            carried = carried.where(finite.expand(len(q)), previous)
+        state.advance(carried, self.region.resolution.floor, finite, stuck=stuck)
 
 
-@dataclass(frozen=True)
 class LocalPairs:
     """Pairs that start anew in each call around points of the batch: Algorithms 3 (ptv) and 4 (tv)."""
 
-    region: Region
+    def __init__(self, region: Region) -> None:
+        self.region = region
 
-    def batch(self, points: Tensor, outputs: Any, rng: torch.Generator) -> Batch:
+    def batch(self, points: Tensor, side: SideRows, outputs: Any, rng: torch.Generator) -> Batch:
         """Draw or choose the points that are used; rows that are not finite do not count.
 
         Args:
             points: The loop's batch, shape (N, *).
+            side: What else the model takes, with a row for each of them.
             outputs: What the training loop's ``model(x)`` returned, or None.
             rng: The only source of randomness.
 
@@ -115,7 +118,7 @@ class LocalPairs:
         x = finite_copy(x)
         if len(x) == 0:  # a rank without data takes part in each forward and collective all the same
             x, valid = x.new_zeros(1, *x.shape[1:]), finite.new_zeros(1)
-        return Batch(x, finite, valid, rows)
+        return Batch(x, take_rows(side, rows), finite, valid, rows)
 
     def _rows(self, points: Tensor, outputs: Any, rng: torch.Generator) -> Tensor | None:
         choose, count = self.region.settings.choose, self.region.settings.num_pairs
@@ -125,14 +128,15 @@ class LocalPairs:
             return torch.randperm(len(points), generator=rng, device=points.device)[:count]
         return check_row_numbers(choose(outputs, count))
 
-    def start(self, batch: Batch, state: PenaltyState, rule: Rule, rng: torch.Generator) -> tuple[PairSet, Memory]:
+    def start(self, batch: Batch, state: PenaltyState, rule: Rule, rng: torch.Generator) -> Carried:
         """Return a fresh pair around each point, whatever there was before."""
         pairs = self.region.draw_around(batch.x, rng)
-        return pairs, rule.start(pairs)
+        return Carried(pairs, rule.start(pairs), batch.side)
 
-    def keep(self, state: PenaltyState, pairs: PairSet, memory: Memory, batch: Batch, q: Tensor) -> None:
+    def keep(self, state: PenaltyState, carried: Carried, batch: Batch, q: Tensor) -> None:
         """Remember the pairs for ``update=False``; the next call draws others."""
-        state.advance(pairs, {}, self.region.resolution.floor, batch.finite.all(), valid=batch.valid)
+        floor = self.region.resolution.floor
+        state.advance(carried._replace(memory={}), floor, batch.finite.all(), valid=batch.valid)
 
 
 def points_needed(radius: float | None) -> int:

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal
 
 from torch import Tensor
 
-from torchlipreg.checks import check_bounds, check_choice, check_count, check_norm, check_number
+from torchlipreg.checks import (
+    check_bounds,
+    check_choice,
+    check_count,
+    check_flag,
+    check_function,
+    check_norm,
+    check_normalization,
+    check_number,
+)
+from torchlipreg.geometry.units import Units
 
-METHODS = ("max", "sum", "tv", "ptv")
-ASCENTS = ("power", "sgd", "nesterov", "adam")
+Method = Literal["max", "sum", "tv", "ptv"]
+Ascent = Literal["power", "sgd", "nesterov", "adam"]
+Exponent = Literal[1, 2]
+Normalization = tuple[float | Sequence[float], float | Sequence[float]]
+
 STEP_SIZES = {"sgd": 0.01, "nesterov": 0.01, "adam": 0.03}
 NUM_PAIRS = 64
+RADIUS = 8 / 255  # of tv and ptv: the field's budget for images in [0, 1]
+FAR_SCALE = 0.25  # of max and sum with pairs of different data points
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The constructor's arguments of :class:`torchlipreg.LipschitzPenalty`, with defaults filled in.
+
+    ``radius`` is the one that was given to the constructor; the penalty's own may be changed later.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -26,17 +44,20 @@ class Settings:
     """
 
     method: str
-    num_pairs: int | None
-    choose: Callable[[Any, int], Tensor] | None
+    radius: float | None
     input_norm: float
     output_norm: float
     exponent: int
-    scale: float
+    scale: float | None
+    normalization: Any
+    num_pairs: int | None
+    choose: Callable[[Any, int], Tensor] | None
     ascent: str | None
     ascent_steps: int
     step_size: float | None
     momentum: float
     anchored: bool
+    one_sided: bool
     bounds: tuple[float, float] | None
     noise: float
     interval: int
@@ -44,32 +65,32 @@ class Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, METHODS)
+        check_choice("method", self.method, ("max", "sum", "tv", "ptv"))
         check_norm("input_norm", self.input_norm)
         check_norm("output_norm", self.output_norm)
         check_choice("exponent", self.exponent, (1, 2))
-        self._fill("scale", check_number("scale", self.scale, exclusive=True))
+        if self.radius is None and not self.persistent:
+            self._fill("radius", RADIUS)
+        self._fill("radius", self.check_radius(self.radius))
+        self._fill("scale", check_number("scale", self._scale(), exclusive=True))
+        self._fill("normalization", check_normalization(self.normalization))
         if self.ascent is None:
             self._fill("ascent", "sgd" if self.persistent else "power")
-        check_choice("ascent", self.ascent, ASCENTS)
+        check_choice("ascent", self.ascent, ("power", *STEP_SIZES))
         if self.num_pairs is None and self.persistent:
             self._fill("num_pairs", NUM_PAIRS)
         for name in ("num_pairs", "ascent_steps", "interval"):
             if name != "num_pairs" or self.num_pairs is not None:
                 self._fill(name, check_count(name, getattr(self, name)))
         for name in ("choose", "output"):
-            if not (getattr(self, name) is None or callable(getattr(self, name))):
-                raise TypeError(f"Expected argument `{name}` to be callable or None, but got {getattr(self, name)!r}.")
-        if self.choose is not None:
-            self._check_choose()
+            check_function(name, getattr(self, name))
+        self._check_choose()
         self._check_step_size()
         self._fill("momentum", check_number("momentum", self.momentum))
         if self.momentum >= 1:
             raise ValueError(f"Expected argument `momentum` to be in [0, 1), but got {self.momentum!r}.")
-        if not isinstance(self.anchored, bool):
-            raise TypeError(f"Expected argument `anchored` to be True or False, but got {self.anchored!r}.")
-        self._fill("anchored", self.anchored and not self.persistent)  # X_lip has no data points to stay on
-        self._fill("bounds", check_bounds(self.bounds))
+        self._check_sides()
+        self._fill("bounds", check_bounds(self.bounds, self.normalization))
         self._fill("noise", check_number("noise", self.noise))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"Expected argument `seed` to be an integer >= 0, but got {self.seed!r}.")
@@ -79,7 +100,62 @@ class Settings:
         """Say whether the pairs live from step to step (max, sum) or are drawn anew in each (tv, ptv)."""
         return self.method in ("max", "sum")
 
+    @cached_property
+    def units(self) -> Units | None:
+        """The loop's normalisation, None where inputs are raw."""
+        return None if self.normalization is None else Units(*self.normalization)
+
+    @property
+    def movement(self) -> float:
+        """What a quotient's power is multiplied by to become that of a movement, (scale · q)^exponent."""
+        return float((self.scale or 1.0) ** self.exponent)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def check_radius(self, radius: Any) -> float | None:
+        """Return ``radius`` as a float or None.
+
+        Args:
+            radius: The penalty's, as the constructor was given it or as it is set later.
+
+        Returns:
+            ε ≥ 0, or None for pairs of different data points.
+
+        Raises:
+            TypeError: If it is no number.
+            ValueError: If the method has no such pairs.
+        """
+        if radius is None:
+            if self.persistent:
+                return None
+            raise ValueError(f"Expected `radius` to be a number for method {self.method!r}, but got None.")
+        number = check_number("radius", radius)
+        if self.one_sided and number == 0:
+            raise ValueError(
+                "Expected `radius` > 0 with `one_sided`=True, but got 0: a derivative has no f(x) to hold as a target."
+            )
+        return number
+
+    def _scale(self) -> float:
+        if self.scale is not None:
+            return self.scale
+        return FAR_SCALE if self.radius is None else self.radius or 1.0
+
+    def _check_sides(self) -> None:
+        check_flag("anchored", self.anchored)
+        check_flag("one_sided", self.one_sided)
+        if self.one_sided and (self.persistent or not self.anchored):
+            raise ValueError(
+                "Expected `one_sided`=True with `method`='tv' or 'ptv' and `anchored`=True, whose x is a data point "
+                f"with f(x) as its target, but got `method`={self.method!r}, `anchored`={self.anchored!r}."
+            )
+        self._fill("anchored", self.anchored and not self.persistent)  # X_lip has no data points to stay on
+
     def _check_choose(self) -> None:
+        if self.choose is None:
+            return
         if self.persistent:
             raise ValueError(
                 f"Expected no argument `choose` with `method`={self.method!r}, whose pairs live from batch to batch. "

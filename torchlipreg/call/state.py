@@ -5,18 +5,41 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchlipreg.distributed import gather_objects, rank, world_size
-from torchlipreg.geometry.ascent import Memory
+from torchlipreg.geometry.ascent import Memory, where_memory
 from torchlipreg.geometry.pairs import PairSet
+from torchlipreg.model.side import SideRows, where_rows
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 RANK_STRIDE = 1_000_003  # between the seeds of neighbouring ranks, so that seed + 1 is not the next rank's
 CALL_STRIDE = 2_654_435_761  # odd: no two of the 2³² seeds of a CPU generator meet within 2³² calls
+
+
+class Carried(NamedTuple):
+    """Pairs and what belongs to each of them.
+
+    Attributes:
+        pairs: Shape (N, *).
+        memory: The ascent rule's; none for local methods.
+        side: What else the model takes, with a row for each pair: both its points are seen with it.
+    """
+
+    pairs: PairSet
+    memory: Memory
+    side: SideRows
+
+    def where(self, keep: Tensor, other: Carried) -> Carried:
+        """Return this where ``keep``, shape (N,), is true, and the other elsewhere."""
+        return Carried(
+            self.pairs.where(keep, other.pairs),
+            where_memory(keep, self.memory, other.memory),
+            where_rows(keep, self.side, other.side),
+        )
 
 
 @dataclass
@@ -28,6 +51,7 @@ class PenaltyState:
         floor: Smallest distance in the input norm that the dtype resolves; None before the first batch was seen.
         pairs: The last call's pairs. Saved only if persistent, that is, if ``stuck`` is set.
         memory: The ascent rule's; none for local methods.
+        side: What else the model takes, with a row for each pair.
         valid: Which pairs of a local method count, shape (num_pairs,), bool: not those of rows that were not finite.
         stuck: Persistent pairs to draw anew in the next call, shape (num_pairs,), bool; None for local methods.
         estimate: The largest quotient of the last call, 0-dim.
@@ -38,6 +62,7 @@ class PenaltyState:
     floor: float | None = None
     pairs: PairSet | None = None
     memory: Memory = field(default_factory=dict)
+    side: SideRows = field(default_factory=dict)
     valid: Tensor | None = None
     stuck: Tensor | None = None
     estimate: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -46,16 +71,16 @@ class PenaltyState:
     _generator: torch.Generator | None = None
     _gathered: list[dict[str, Any]] | None = None
 
-    def on(self, device: torch.device) -> tuple[PairSet, Memory] | None:
-        """Return pairs and the ascent's memory on a device; None before the first call."""
+    def on(self, device: torch.device) -> Carried | None:
+        """Return the pairs and what belongs to them on a device; None before the first call."""
         if self.pairs is None:
             return None
-        return self.pairs.to(device), {name: value.to(device) for name, value in self.memory.items()}
+        memory = {name: value.to(device) for name, value in self.memory.items()}
+        return Carried(self.pairs.to(device), memory, {name: value.to(device) for name, value in self.side.items()})
 
     def advance(
         self,
-        pairs: PairSet,
-        memory: Memory,
+        carried: Carried,
         floor: float,
         finite: Tensor,
         *,
@@ -64,7 +89,8 @@ class PenaltyState:
     ) -> None:
         """Note the outcome of a call that moved the pairs."""
         self._finite = finite if self._finite is None else finite & self._finite.to(finite.device)
-        self.calls, self.floor, self.pairs, self.memory = self.calls + 1, floor, pairs, memory
+        self.calls, self.floor = self.calls + 1, floor
+        self.pairs, self.memory, self.side = carried
         self.valid, self.stuck, self._gathered = valid, stuck, None
 
     def warn_of_nonfinite(self) -> None:
@@ -143,7 +169,9 @@ class PenaltyState:
         memory = {name: PairSet(**value) for name, value in own["ascent"].items()}
         # Where a rank has no pairs yet, all ranks look at their next batch as at the first, together.
         floor = state["floor"] if _enough_for_all(state["ranks"], state["owner"]) else None
-        return cls(state["calls"], floor, pairs, memory, stuck=own["stuck"], estimate=state["estimate"].clone())
+        return cls(
+            state["calls"], floor, pairs, memory, own["side"], stuck=own["stuck"], estimate=state["estimate"].clone()
+        )
 
     def _local(self) -> dict[str, Any]:
         if self.stuck is None or self.pairs is None:
@@ -151,6 +179,7 @@ class PenaltyState:
         return {
             "pairs": _copy(self.pairs),
             "ascent": {name: _copy(value) for name, value in self.memory.items()},
+            "side": {name: value.to("cpu", copy=True) for name, value in self.side.items()},
             "stuck": self.stuck.cpu().clone(),
         }
 
@@ -166,7 +195,7 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-NOTHING: dict[str, Any] = {"pairs": None, "ascent": {}, "stuck": None}
+NOTHING: dict[str, Any] = {"pairs": None, "ascent": {}, "side": {}, "stuck": None}
 
 
 def _copy(pairs: PairSet) -> dict[str, Tensor]:
@@ -203,5 +232,6 @@ def _deal(ranks: list[dict[str, Any]], owner: list[int] | None) -> dict[str, Any
     return {
         "pairs": deal_pairs([r["pairs"] for r in ranks]),
         "ascent": {name: deal_pairs([r["ascent"][name] for r in ranks]) for name in ranks[0]["ascent"]},
+        "side": {name: deal([r["side"][name] for r in ranks]) for name in ranks[0]["side"]},
         "stuck": deal([r["stuck"] for r in ranks]),
     }

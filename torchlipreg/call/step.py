@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,19 +14,19 @@ from torch import Tensor
 from torchlipreg.call.methods import Batch, LocalPairs, PersistentPairs, check_first_batch, finite_copy
 from torchlipreg.call.region import Region
 from torchlipreg.call.settings import Settings
-from torchlipreg.call.state import PenaltyState
-from torchlipreg.checks import check_values
+from torchlipreg.call.state import Carried, PenaltyState
+from torchlipreg.checks import check_channels, check_values
 from torchlipreg.distributed import largest_or_raise, reduce_max, reduce_mean
-from torchlipreg.geometry.ascent import Memory, Rule, ascend
+from torchlipreg.geometry.ascent import Rule, ascend
 from torchlipreg.geometry.norms import row_norm
-from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_floor
-from torchlipreg.model.frozen import FixedFunction, fixed_function
+from torchlipreg.model.fixed import FixedFunction, fixed_function
 from torchlipreg.model.modules import compute_dtype
 from torchlipreg.model.reuse import LoopOutputs, OutputReuse
+from torchlipreg.model.side import SideRows, split_side, take_rows
 
 
-@dataclass(frozen=True)
+@dataclass
 class Step:
     """One call of a penalty.
 
@@ -47,37 +48,63 @@ class Step:
     rng: torch.Generator
     update: bool
 
-    def __call__(self, model: Callable[[Tensor], Any], x: Tensor, outputs: Any) -> Tensor:
+    def __call__(self, model: Callable[..., Any], x: Tensor, outputs: Any, kwargs: Mapping[str, Any] | None) -> Tensor:
         """Return reduceᵢ qᵢ^exponent over all ranks, 0-dim, and note the outcome in the state.
 
         Args:
             model: The model being trained.
-            x: The batch, shape (N, *).
+            x: The batch as the loop has it, shape (N, *).
             outputs: What the training loop's ``model(x)`` returned, or None.
+            kwargs: What else the model takes by name, or None.
 
         Returns:
             The value, with a gradient to the parameters.
         """
-        points = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+        points, (side, rest) = self._raw(x), split_side(kwargs, len(x))
         region = Region(self.settings, self._resolution(model, points))
         method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region)
-        with fixed_function(model, self.settings.output, eager=region.resolution.limit) as f:
-            q = PairQuotient(f, self.settings.input_norm, self.settings.output_norm, region.resolution)
+        with self._fixed(model, region, rest, len(x)) as f:
+            q = self._quotient(f, region)
             previous = None if self.update else self.state.on(points.device)
             if previous is not None:
-                return self._reduce(*self._as_before(f, q, previous[0], points))
-            loop = self._looked_at(x, outputs, region)
-            batch = method.batch(points, outputs, self.rng)
+                return self._as_before(q, f, previous, points, side)
+            loop = self._looked_at(x, outputs, side, region)
+            batch = method.batch(points, side, outputs, self.rng)
             rule = region.rule(batch.x)
-            pairs, memory = method.start(batch, self.state, rule, self.rng)
-            q = self._at_anchor(q, f, region, pairs, batch, loop)
+            carried = method.start(batch, self.state, rule, self.rng)
+            q.f = f.given(carried.side)
+            q.fx = self._at_anchor(f, region, carried, batch, loop)
             if self.update:
-                pairs, memory = self._ascend(q, region, rule, batch, pairs, memory)
-            quotients = q(pairs, batch.valid)
+                carried = self._ascend(q, region, rule, batch, carried)
+            quotients = q(carried.pairs, batch.valid)
         value = self._reduce(quotients, batch.valid)
         if self.update:
-            method.keep(self.state, pairs, memory, batch, quotients.detach())
+            method.keep(self.state, carried, batch, by_row(quotients.detach()))
         return value
+
+    def _raw(self, x: Tensor) -> Tensor:
+        """Return the batch in raw units, at least float32, without a graph."""
+        points = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+        if self.settings.units is None:
+            return points
+        check_channels(points, self.settings.normalization)
+        return self.settings.units.raw(points)
+
+    def _fixed(
+        self, model: Callable[..., Any], region: Region, rest: Mapping[str, Any], count: int
+    ) -> AbstractContextManager[FixedFunction]:
+        settings = self.settings
+        return fixed_function(
+            model,
+            settings.output,
+            eager=region.resolution.limit,
+            units=settings.units,
+            kwargs=rest,
+            batch_size=count,
+        )
+
+    def _quotient(self, f: FixedFunction, region: Region) -> PairQuotient:
+        return PairQuotient(f, self.settings.input_norm, self.settings.output_norm, region.resolution)
 
     def _resolution(self, model: Callable[[Tensor], Any], points: Tensor) -> Resolution:
         """Return ε and the floor, on which the first batch decides: its values are looked at, and may be refused."""
@@ -85,51 +112,49 @@ class Step:
         return Resolution(self.radius, floor)
 
     def _as_before(
-        self, f: FixedFunction, q: PairQuotient, pairs: PairSet, points: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the quotients of the last call's pairs, and which of them count."""
+        self, q: PairQuotient, f: FixedFunction, previous: Carried, points: Tensor, side: SideRows
+    ) -> Tensor:
+        """Return the value at the last call's pairs, of those that count."""
         valid = None if self.state.valid is None else self.state.valid.to(points.device)
-        self._follow(f, pairs, points)
-        return q(pairs, valid), valid
+        self._follow(f, previous, points, side)
+        q.f = f.given(previous.side)
+        return self._reduce(q(previous.pairs, valid), valid)
 
-    def _looked_at(self, x: Tensor, outputs: Any, region: Region) -> LoopOutputs | None:
+    def _looked_at(self, x: Tensor, outputs: Any, side: SideRows, region: Region) -> LoopOutputs | None:
         """Return the loop's outputs, their shape checked, if this call looks at them."""
         if outputs is None or not (region.shares_fx or self.settings.choose):
             return None
-        return LoopOutputs.select(x, outputs, self.settings.output)
+        return LoopOutputs.select(x, outputs, side, self.settings.output)
 
     def _at_anchor(
-        self,
-        q: PairQuotient,
-        f: FixedFunction,
-        region: Region,
-        pairs: PairSet,
-        batch: Batch,
-        loop: LoopOutputs | None,
-    ) -> PairQuotient:
-        """Fix f(x) for the call where x stays on the data point: the loop's outputs if they serve, else a forward."""
-        followed = self._follow(f, pairs, batch.x)
+        self, f: FixedFunction, region: Region, carried: Carried, batch: Batch, loop: LoopOutputs | None
+    ) -> Tensor | None:
+        """Return f(x) where x stays on the data point: the loop's outputs if they serve, else by a forward."""
+        fx = self._follow(f, carried, batch.x, batch.side)
         if not region.shares_fx:
-            return q
-        if loop is not None and self.reuse.allowed(f, loop):
+            return None
+        target = self.settings.one_sided
+        if loop is not None and self.reuse.allowed(f, loop, needs_gradient=not target):
             fx = loop.y if batch.rows is None else loop.y[batch.rows]
-            return replace(q, fx=fx if len(fx) else loop.y.new_zeros(len(batch.x), *loop.y.shape[1:]))
-        return replace(q, fx=f(pairs.x) if followed is None else followed)
+            fx = fx if len(fx) else loop.y.new_zeros(len(batch.x), *loop.y.shape[1:])
+        elif fx is None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not target):
+                fx = f.given(carried.side)(carried.pairs.x)
+        return fx.detach() if target else fx
 
-    def _ascend(
-        self, q: PairQuotient, region: Region, rule: Rule, batch: Batch, pairs: PairSet, memory: Memory
-    ) -> tuple[PairSet, Memory]:
-        return ascend(
-            pairs,
-            memory,
+    def _ascend(self, q: PairQuotient, region: Region, rule: Rule, batch: Batch, carried: Carried) -> Carried:
+        pairs, memory = ascend(
+            carried.pairs,
+            carried.memory,
             rule,
             q.height if self.settings.ascent == "power" else q.square,
             steps=self.settings.ascent_steps,
             anchored=region.x_stays,
             project=partial(region.project, centre=batch.x),
         )
+        return Carried(pairs, memory, carried.side)
 
-    def _follow(self, f: FixedFunction, pairs: PairSet, points: Tensor) -> Tensor | None:
+    def _follow(self, f: FixedFunction, carried: Carried, points: Tensor, side: SideRows) -> Tensor | None:
         """Let train-mode BatchNorm take its statistics over data points, as many as there are pairs; return f there."""
         if f.cannot_follow:
             self.state.warn_once(
@@ -138,19 +163,22 @@ class Step:
             )
         if not f.follows:
             return None
+        count = len(carried.pairs.x)
         if self.settings.anchored or len(points) == 0:
-            return f.follow_statistics(pairs.x)
-        return f.follow_statistics(finite_copy(points[: len(pairs.x)]))
+            return f.given(carried.side).follow_statistics(carried.pairs.x)
+        return f.given(take_rows(side, slice(count))).follow_statistics(finite_copy(points[:count]))
 
     def _reduce(self, q: Tensor, valid: Tensor | None) -> Tensor:
         """Return the penalty's value from the quotients, zero where they do not count, and note the largest."""
         exponent = self.settings.exponent
         if self.settings.method == "max":
-            maximum = reduce_max(q)
+            maximum = reduce_max(by_row(q))
             self.state.estimate = maximum.detach()
             return maximum.pow(exponent)
         count = q.new_full((), len(q)) if valid is None else valid.sum(dtype=q.dtype)  # no copy from the host
-        value, self.state.estimate = reduce_mean(q.pow(exponent).sum(), count, q.detach().amax())
+        powers = q.pow(exponent)
+        powers = powers if q.dim() == 1 else powers.mean(1)
+        value, self.state.estimate = reduce_mean(powers.sum(), count, q.detach().amax())
         return value
 
     def _first_look(self, model: Callable[[Tensor], Any], points: Tensor) -> float:
@@ -164,9 +192,19 @@ class Step:
         scale = largest_or_raise(row_norm(points, self.settings.input_norm).sum() / max(1, len(points)), error)
         dtype = compute_dtype(model, points)
         floor = distance_floor(dtype, scale)
+        if self.settings.one_sided and Resolution(self.radius, floor).limit:
+            raise ValueError(
+                f"Expected `radius` with `one_sided`=True to be at least what {dtype} resolves for inputs of norm "
+                f"{scale:.3g}, {floor:.2g}, but got {self.radius:g}: a derivative has no f(x) to hold as a target."
+            )
         if self.radius is not None and 0 < self.radius < floor:
             self.state.warn_once(
                 f"`radius`={self.radius:g} is less than {dtype} resolves for inputs of norm {scale:.3g} ({floor:.2g}): "
                 "the limit ε → 0, the directional derivative, is computed instead. Pass radius=0 to ask for it."
             )
         return floor
+
+
+def by_row(q: Tensor) -> Tensor:
+    """Return the largest quotient of each pair, shape (N,), where each position of the output has its own."""
+    return q if q.dim() == 1 else q.amax(1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchlipreg.geometry.derivative import directional_derivative
+from torchlipreg.geometry.derivative import Function, directional_derivative
 from torchlipreg.geometry.norms import norm_gradient, per_row, row_norm
 from torchlipreg.geometry.pairs import PairSet
 
@@ -40,7 +39,7 @@ class Resolution(NamedTuple):
         return distance.clamp_min(self.shortest or torch.finfo(distance.dtype).tiny)
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairQuotient:
     """The quotient of each pair, with gradients to the pairs and to the parameters of f.
 
@@ -54,14 +53,19 @@ class PairQuotient:
         fx: f(x) if it is known already, shape (N, *).
     """
 
-    f: Callable[[Tensor], Tensor]
+    f: Function
     input_norm: float
     output_norm: float
     resolution: Resolution
     fx: Tensor | None = None
 
     def __call__(self, pairs: PairSet, valid: Tensor | None = None) -> Tensor:
-        """Return the quotients, shape (N,); zero for pairs that are not valid, shape (N,), bool."""
+        """Return the quotients, shape (N,), or (N, positions) where each position is an output; zero if not valid.
+
+        Args:
+            pairs: Shape (N, *).
+            valid: Which of them count, shape (N,), bool; None for all.
+        """
         difference = self.difference(pairs)
         if valid is not None:
             difference = torch.where(per_row(valid, difference), difference, 0)
@@ -69,7 +73,15 @@ class PairQuotient:
 
     def of(self, difference: Tensor, pairs: PairSet) -> Tensor:
         """Return the quotients that belong to differences, shape (N, *)."""
-        return row_norm(difference, self.output_norm) / self.resolution.divisor(pairs.distance(self.input_norm))
+        distance = self.resolution.divisor(pairs.distance(self.input_norm))
+        if self._per_position:
+            norms = row_norm(difference.flatten(0, 1), self.output_norm).view(difference.shape[:2])
+            return norms / distance.unsqueeze(1)
+        return row_norm(difference, self.output_norm) / distance
+
+    @property
+    def _per_position(self) -> bool:
+        return getattr(self.f, "per_position", False)
 
     def difference(self, pairs: PairSet) -> Tensor:
         """Return f(x′) − f(x) of each pair, shape (N, *).
@@ -96,12 +108,18 @@ class PairQuotient:
     def square(self, pairs: PairSet) -> tuple[Tensor, Tensor]:
         """Climb q², which is differentiable on level sets f(x) = f(x′), where q is not (Property 15)."""
         squared = self(pairs).square()
+        squared = squared.mean(1) if self._per_position else squared
         return squared, torch.ones_like(squared)
 
     def height(self, pairs: PairSet) -> tuple[Tensor, Tensor]:
         """Climb ‖f(x′) − f(x)‖, as power steps do, which keep the distance: its gradient is Jᵀ(f(x′) − f(x)) for ℓ2."""
         difference = self.difference(pairs)
-        return difference, norm_gradient(difference.detach(), self.output_norm)
+        fixed = difference.detach()
+        if self._per_position and self.output_norm != 2:  # each position counts by its own norm, as in the mean of q²
+            flat = fixed.flatten(0, 1)
+            u = norm_gradient(flat, self.output_norm) * row_norm(flat, self.output_norm).unsqueeze(1)
+            return difference, u.view_as(difference)
+        return difference, norm_gradient(fixed, self.output_norm)
 
 
 def distance_floor(dtype: torch.dtype, scale: float) -> float:

@@ -1,146 +1,18 @@
-"""The model as a fixed function of its input, leaving no trace: wrappers, flags, buffers, precision."""
+"""FrozenState: the modules' flags and buffers as a penalty's forward is to see them, put in place and taken back."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from torchlipreg.checks import check_output
 from torchlipreg.model.batchnorm import can_follow, follow, tracks_batches
-from torchlipreg.model.checkpoints import checkpoint_hook, recomputing_under
-from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, train_signature, unwrap
-from torchlipreg.model.parallelism import check_forward_mode, is_sharded
-from torchlipreg.outputs import default_output
-
-Function = Callable[[Tensor], Tensor]
-AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
+from torchlipreg.model.parallelism import is_sharded
 
 
-class AsFound(NamedTuple):
-    """The model outside of the context of :func:`fixed_function`: where its forward may differ from the fixed one.
-
-    Attributes:
-        inexact: Dropout, stochastic depth or BatchNorm is in train mode.
-        training: The training flag of each module.
-        autocast: Types of the devices for which autocast was on.
-    """
-
-    inexact: bool
-    training: list[bool]
-    autocast: list[str]
-
-
-@contextlib.contextmanager
-def fixed_function(
-    model: Callable[[Tensor], Any], output: Callable[[Any], Any] | None = None, *, eager: bool = False
-) -> Iterator[FixedFunction]:
-    """Give the model as a fixed, deterministic function of its input for the length of the context.
-
-    Inside, BatchNorm uses its running statistics, Dropout and stochastic depth are off, autocast is off (Accelerate's
-    included), buffers are clones and gradient checkpoints recompute in the same state. Everything is restored on
-    leaving, also after an exception. Graphs that are built inside stay right for a later backward. Where BatchNorm is
-    being trained, :meth:`FixedFunction.follow_statistics` completes the gradient.
-
-    Args:
-        model: Function, ``nn.Module``, or one wrapped in DDP, DataParallel, FSDP or ``torch.compile``. The modules
-            that a plain function or lambda uses are found by :func:`torchlipreg.model.modules.find_modules`.
-        output: From the model's return value to the tensor that counts; default ``default_output``.
-        eager: Step around ``torch.compile``, for transforms that it does not support (``torch.func.jvp``).
-
-    Raises:
-        TypeError: If the model is not callable, or scripted.
-
-    Yields:
-        A function from inputs, shape (N, *), to outputs, shape (N, *), float32 or float64. It overwrites neither
-        its argument (an in-place first layer gets a copy) nor a buffer.
-    """
-    if not callable(model):
-        raise TypeError(
-            f"Expected argument `model` to be callable, got {type(model).__name__}: the order is (model, x, outputs)."
-        )
-    core = unwrap(model)
-    if eager:
-        core = compiled_module(core) or core
-    modules = all_modules(core)
-    if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
-        raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
-    if eager:
-        check_forward_mode(modules)
-    found = AsFound(*train_signature(modules), [d for d in AUTOCAST_DEVICES if torch.is_autocast_enabled(d)])
-    state = _FrozenState(modules, eager)
-    # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
-    hook = contextlib.nullcontext if eager else recomputing_under(state.applied)
-    with contextlib.ExitStack() as stack:
-        for device in found.autocast:  # rounding to bfloat16 makes the quotient of a close pair many times too large
-            stack.enter_context(torch.autocast(device, enabled=False))
-        stack.enter_context(checkpoint_hook(hook))
-        stack.enter_context(state.applied())
-        yield FixedFunction(core, default_output if output is None else output, parameter_dtype(modules), state, found)
-
-
-class FixedFunction:
-    """The model as a function of its input, while the context of :func:`fixed_function` lasts.
-
-    Attributes:
-        found: The model outside of the context.
-    """
-
-    def __init__(
-        self,
-        core: Callable[[Tensor], Any],
-        select: Callable[[Any], Any],
-        dtype: torch.dtype | None,
-        state: _FrozenState,
-        found: AsFound,
-    ) -> None:
-        self._core, self._select, self._dtype, self._state, self.found = core, select, dtype, state, found
-        in_place = getattr(core, "_compiled_call_impl", None)  # by m.compile()
-        self._is_compiled = compiled_module(core) is not None or in_place is not None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return f(x), shape (N, *), with gradients to x and to the parameters."""
-        z = x.clone() if self._dtype in (None, x.dtype) else x.to(self._dtype)
-        if self._is_compiled:
-            torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
-        y = check_output(self._select(self._core(z)), x.shape[0])
-        return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
-
-    @property
-    def follows(self) -> bool:
-        """Whether :meth:`follow_statistics` has anything to do: a BatchNorm in train mode, and gradients."""
-        return bool(self._state.parameters) and torch.is_grad_enabled()
-
-    @property
-    def cannot_follow(self) -> bool:
-        """Whether the statistics of train-mode BatchNorm cannot follow the parameters, because FSDP shards these."""
-        return self._state.cannot_follow
-
-    def follow_statistics(self, x: Tensor) -> Tensor:
-        """Let the running statistics of train-mode BatchNorm follow the parameters: see :func:`batchnorm.follow`.
-
-        Args:
-            x: Data points, shape (N, *), over which the batch's statistics are taken.
-
-        Returns:
-            f(x).
-        """
-        state = self._state
-        with contextlib.ExitStack() as stack:
-            for m in state.parameters:
-                stack.enter_context(_removed(m.register_forward_pre_hook(state.follow, with_kwargs=True)))
-            stack.enter_context(checkpoint_hook(contextlib.nullcontext))  # hooks do not run in a recomputation
-            if "torch._dynamo" in sys.modules:  # a graph of its own for this one forward would be a waste
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            return self(x)
-
-
-class _FrozenState:
+class FrozenState:
     """The frozen values of a list of modules: flags, one clone of every buffer, BatchNorm that follows a batch."""
 
     def __init__(self, modules: list[nn.Module], eager: bool) -> None:
@@ -204,11 +76,3 @@ def _put(values: dict[str, Any], name: str, value: Any, undo: list[tuple[dict[st
     if old is not value:
         undo.append((values, name, old))
         values[name] = value
-
-
-@contextlib.contextmanager
-def _removed(hook: RemovableHandle) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchlipreg.checks import check_output
 from torchlipreg.distributed import largest
-from torchlipreg.model.frozen import FixedFunction
-from torchlipreg.outputs import default_output
+from torchlipreg.model.fixed import FixedFunction
+from torchlipreg.model.side import SideRows
+from torchlipreg.outputs import default_output, select
 
 TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
 
@@ -22,23 +22,24 @@ class LoopOutputs(NamedTuple):
     Attributes:
         x: The loop's inputs, shape (N, *).
         y: The loop's outputs, shape (N, *).
+        side: What else the model takes, with a row for each of the inputs.
         rounded: What the loop's model returned was in half precision, even if ``y`` is not.
     """
 
     x: Tensor
     y: Tensor
+    side: SideRows
     rounded: bool
 
     @classmethod
-    def select(cls, x: Tensor, outputs: Any, output: Callable[[Any], Any] | None) -> LoopOutputs:
+    def select(cls, x: Tensor, outputs: Any, side: SideRows, output: Callable[[Any], Any] | None) -> LoopOutputs:
         """Select the tensor to penalise from what the loop's model returned: a row for each of x, or ValueError."""
-        y = (default_output if output is None else output)(outputs)
-        if isinstance(y, Tensor) and (y.dim() == 0 or y.shape[0] != x.shape[0]):
-            raise ValueError(
-                f"Expected argument `outputs` to be model(x), with {x.shape[0]} rows, but got shape {tuple(y.shape)}."
-            )
+        try:
+            y, _ = select(outputs, output, len(x))
+        except ValueError as error:
+            raise ValueError(f"Expected argument `outputs` to be model(x), with {len(x)} rows. {error}") from error
         rounded = getattr(default_output(outputs), "dtype", None) in (torch.float16, torch.bfloat16)
-        return cls(x, check_output(y, x.shape[0]), rounded)
+        return cls(x, y, side, rounded)
 
 
 class OutputReuse:
@@ -56,7 +57,7 @@ class OutputReuse:
         self.verdict: bool | None = None
         self._signature: tuple[Any, ...] | None = None
 
-    def allowed(self, f: FixedFunction, loop: LoopOutputs) -> bool:
+    def allowed(self, f: FixedFunction, loop: LoopOutputs, *, needs_gradient: bool = True) -> bool:
         """Say whether ``loop.y`` may be used for f(x).
 
         Reads tensor values only when the model's training flags, autocast or a shape differ from the last call's.
@@ -64,6 +65,7 @@ class OutputReuse:
         Args:
             f: The model as a fixed function.
             loop: The loop's inputs and outputs.
+            needs_gradient: Whether f(x) has to carry a gradient, as it does unless it is a mere target.
 
         Returns:
             True if ``loop.y`` is f(x), gradient included.
@@ -72,12 +74,13 @@ class OutputReuse:
             ValueError: If ``loop.y`` has another shape than f(x).
         """
         # With a gradient to x, as from embeddings, f(x) would pull at x while x′ holds still: recomputed, it does not.
-        (x, y, rounded), found = loop, f.found
-        usable = not (found.inexact or x.device.type in found.autocast) and y.requires_grad and not x.requires_grad
+        (x, y, side, rounded), found = loop, f.found
+        usable = not (found.inexact or x.device.type in found.autocast)
+        usable = usable and (not needs_gradient or (y.requires_grad and not x.requires_grad))
         usable = usable and not rounded and y.dtype in (torch.float32, torch.float64)
         signature = (found, usable, x.shape[1:], y.shape[1:])
         if signature != self._signature:
-            different, blank = self._compare(f, x, y)  # the shapes are compared in any case
+            different, blank = self._compare(f.given(side), x, y)  # the shapes are compared in any case
             seen = torch.tensor([different or not usable, blank], dtype=torch.float32, device=x.device)
             different, blank = (bool(flag) for flag in largest(seen).tolist())
             self.verdict = not (different or blank)
@@ -88,9 +91,10 @@ class OutputReuse:
     def _compare(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool]:
         """Say whether the values differ, and whether they are the same for every x."""
         if len(x) == 0:  # the other ranks run a forward
-            f(x.new_zeros(1, *x.shape[1:]))
+            f.of_normalized(x.new_zeros(1, *x.shape[1:]))
             return False, False
-        exact = f(x.detach()).detach()  # not under no_grad, for which torch.compile would make another graph
+        # Not under no_grad, for which torch.compile would make another graph.
+        exact = f.of_normalized(x.detach().clone()).detach()
         if exact.shape != y.shape:
             raise ValueError(
                 f"Expected argument `outputs` to be model(x), of shape {tuple(exact.shape)}, but got "

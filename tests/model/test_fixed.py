@@ -24,7 +24,7 @@ from zoo import (
     traces,
 )
 
-from torchlipreg.model.frozen import fixed_function
+from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.modules import all_modules
 
 RANDOM = {

@@ -1,0 +1,38 @@
+"""Units: from the normalised inputs of a training loop to raw ones, in which radius, bounds and norms are told."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Units(NamedTuple):
+    """The normalisation z = (x − mean) / std that a loop has applied to raw inputs x.
+
+    Attributes:
+        mean: One number, or one for each channel (axis 1).
+        std: As many, > 0.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def raw(self, z: Tensor) -> Tensor:
+        """Return x = std · z + mean, shape (N, *)."""
+        return torch.addcmul(_channels(self.mean, z.dim(), z.dtype, z.device), z, self._std(z))
+
+    def normalized(self, x: Tensor) -> Tensor:
+        """Return z = (x − mean) / std, shape (N, *)."""
+        return (x - _channels(self.mean, x.dim(), x.dtype, x.device)) / self._std(x)
+
+    def _std(self, x: Tensor) -> Tensor:
+        return _channels(self.std, x.dim(), x.dtype, x.device)
+
+
+@functools.lru_cache(maxsize=64)  # else each call would copy from the host and wait for the device
+def _channels(values: tuple[float, ...], dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    shape = (1, -1, *[1] * (dim - 2)) if len(values) > 1 else [1] * dim
+    return torch.tensor(values, dtype=dtype, device=device).view(shape)

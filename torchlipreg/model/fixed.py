@@ -1,0 +1,210 @@
+"""The model as a fixed function of its input, leaving no trace: wrappers, flags, buffers, precision."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from torchlipreg.geometry.units import Units
+from torchlipreg.model.checkpoints import checkpoint_hook, recomputing_under
+from torchlipreg.model.frozen import FrozenState
+from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, train_signature, unwrap
+from torchlipreg.model.parallelism import check_forward_mode
+from torchlipreg.model.side import SideRows, fit_rows
+from torchlipreg.outputs import select
+
+Function = Callable[[Tensor], Tensor]
+SIZE_WORDS = (
+    "size",
+    "shape",
+    "dimension",
+    "index",
+    "broadcast",
+    "batch",
+)  # of an error that a wrong number of rows makes
+AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
+
+
+class AsFound(NamedTuple):
+    """The model outside of the context of :func:`fixed_function`: where its forward may differ from the fixed one.
+
+    Attributes:
+        inexact: Dropout, stochastic depth or BatchNorm is in train mode.
+        training: The training flag of each module.
+        autocast: Types of the devices for which autocast was on.
+    """
+
+    inexact: bool
+    training: list[bool]
+    autocast: list[str]
+
+
+@contextlib.contextmanager
+def fixed_function(
+    model: Callable[..., Any],
+    output: Callable[[Any], Any] | None = None,
+    *,
+    eager: bool = False,
+    units: Units | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    batch_size: int | None = None,
+) -> Iterator[FixedFunction]:
+    """Give the model as a fixed, deterministic function of its input for the length of the context.
+
+    Inside, BatchNorm uses its running statistics, Dropout and stochastic depth are off, autocast is off (Accelerate's
+    included), buffers are clones and gradient checkpoints recompute in the same state. Everything is restored on
+    leaving, also after an exception. Graphs that are built inside stay right for a later backward. Where BatchNorm is
+    being trained, :meth:`FixedFunction.follow_statistics` completes the gradient.
+
+    Args:
+        model: Function, ``nn.Module``, or one wrapped in DDP, DataParallel, FSDP or ``torch.compile``. The modules
+            that a plain function or lambda uses are found by :func:`torchlipreg.model.modules.find_modules`.
+        output: From the model's return value to the tensor that counts; default ``default_output``.
+        eager: Step around ``torch.compile``, for transforms that it does not support (``torch.func.jvp``).
+        units: The normalisation that the loop has applied to raw inputs: f then takes raw ones.
+        kwargs: What else the model takes by name, the same for any part of the batch.
+        batch_size: How many points the loop's batch has, for an error message.
+
+    Raises:
+        TypeError: If the model is not callable, or scripted.
+
+    Yields:
+        A function from inputs, shape (N, *), to outputs, shape (N, *), float32 or float64. It overwrites neither
+        its argument (an in-place first layer gets a copy) nor a buffer.
+    """
+    if not callable(model):
+        raise TypeError(
+            f"Expected argument `model` to be callable, got {type(model).__name__}: the order is (model, x, outputs)."
+        )
+    core = unwrap(model)
+    if eager:
+        core = compiled_module(core) or core
+    modules = all_modules(core)
+    if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
+        raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
+    if eager:
+        check_forward_mode(modules)
+    found = AsFound(*train_signature(modules), [d for d in AUTOCAST_DEVICES if torch.is_autocast_enabled(d)])
+    state = FrozenState(modules, eager)
+    # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
+    hook = contextlib.nullcontext if eager else recomputing_under(state.applied)
+    with contextlib.ExitStack() as stack:
+        for device in found.autocast:  # rounding to bfloat16 makes the quotient of a close pair many times too large
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(checkpoint_hook(hook))
+        stack.enter_context(state.applied())
+        yield FixedFunction(core, output, parameter_dtype(modules), state, found, units, kwargs or {}, batch_size)
+
+
+class FixedFunction:
+    """The model as a function of its input, while the context of :func:`fixed_function` lasts.
+
+    Attributes:
+        found: The model outside of the context.
+        per_position: Whether the last output was one for each position, shape (N, positions, *).
+    """
+
+    def __init__(
+        self,
+        core: Callable[..., Any],
+        output: Callable[[Any], Any] | None,
+        dtype: torch.dtype | None,
+        state: FrozenState,
+        found: AsFound,
+        units: Units | None,
+        kwargs: Mapping[str, Any],
+        batch_size: int | None,
+    ) -> None:
+        self._core, self._output, self._dtype, self._state, self.found = core, output, dtype, state, found
+        self._units, self._kwargs, self._batch_size = units, kwargs, batch_size
+        self._side: SideRows = {}
+        self.per_position = False
+        in_place = getattr(core, "_compiled_call_impl", None)  # by m.compile()
+        self._is_compiled = compiled_module(core) is not None or in_place is not None
+
+    def given(self, side: SideRows) -> FixedFunction:
+        """Return the same function with these side inputs, whose rows belong to those of its input."""
+        if not side:
+            return self
+        twin = copy.copy(self)
+        twin._side = side
+        return twin
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return f(x), shape (N, *), of raw inputs, with gradients to x and to the parameters."""
+        if self._units is not None:
+            return self.of_normalized(self._units.normalized(x))
+        return self.of_normalized(x.clone() if self._dtype in (None, x.dtype) else x)
+
+    def of_normalized(self, z: Tensor) -> Tensor:
+        """Return f at inputs as the training loop has them, shape (N, *). An in-place first layer overwrites ``z``."""
+        z = z if self._dtype is None else z.to(self._dtype)
+        if self._is_compiled:
+            torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
+        try:
+            returned = self._core(z, **self._kwargs, **fit_rows(self._side, len(z)))
+        except (RuntimeError, ValueError, IndexError) as error:
+            self._explain(error, len(z))
+            raise
+        y, self.per_position = select(returned, self._output, len(z))
+        return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+
+    def _explain(self, error: Exception, count: int) -> None:
+        """Raise ValueError where the model failed because a part of the batch met inputs of the whole batch."""
+        if self._batch_size is None or not any(word in str(error) for word in SIZE_WORDS):
+            return
+        others = {name: len(v) for name, v in self._kwargs.items() if isinstance(v, Tensor) and v.dim()}
+        if others:
+            raise ValueError(
+                f"Expected tensors in argument `model_kwargs` to have a row for each of the {self._batch_size} points "
+                f"of `x`, or to fit any number of points, but got {others} rows, and the model failed: {error}"
+            ) from error
+        if count != self._batch_size:
+            raise ValueError(
+                f"The model failed on {count} points of a batch of {self._batch_size}: {error} If `model` closes over "
+                "other inputs of the whole batch (masks, conditions, labels), pass them as argument `model_kwargs`, "
+                "tensors with a row for each point of `x`, so that those of the points in use come along."
+            ) from error
+
+    @property
+    def follows(self) -> bool:
+        """Whether :meth:`follow_statistics` has anything to do: a BatchNorm in train mode, and gradients."""
+        return bool(self._state.parameters) and torch.is_grad_enabled()
+
+    @property
+    def cannot_follow(self) -> bool:
+        """Whether the statistics of train-mode BatchNorm cannot follow the parameters, because FSDP shards these."""
+        return self._state.cannot_follow
+
+    def follow_statistics(self, x: Tensor) -> Tensor:
+        """Let the running statistics of train-mode BatchNorm follow the parameters: see :func:`batchnorm.follow`.
+
+        Args:
+            x: Data points, shape (N, *), over which the batch's statistics are taken.
+
+        Returns:
+            f(x).
+        """
+        state = self._state
+        with contextlib.ExitStack() as stack:
+            for m in state.parameters:
+                stack.enter_context(_removed(m.register_forward_pre_hook(state.follow, with_kwargs=True)))
+            stack.enter_context(checkpoint_hook(contextlib.nullcontext))  # hooks do not run in a recomputation
+            if "torch._dynamo" in sys.modules:  # a graph of its own for this one forward would be a waste
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            return self(x)
+
+
+@contextlib.contextmanager
+def _removed(hook: RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        hook.remove()
