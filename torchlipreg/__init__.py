@@ -1,15 +1,18 @@
 """Lipschitz regularisation for PyTorch: one line in a training loop makes a model smoother."""
 
-from torchlipreg.measure import difference_quotient, lipschitz_lower_bound, operator_norm
+from torchlipreg.measure import difference_quotient, gradient_ratio, lipschitz_lower_bound, operator_norm
 from torchlipreg.penalty import LipschitzPenalty
-from torchlipreg.schedules import DiscrepancyWeight, RadiusDecay
+from torchlipreg.schedules import DiscrepancyWeight, ExponentialWeight, RadiusDecay, WeightWarmup
 
 __version__ = "0.1.0"
 __all__ = [
     "DiscrepancyWeight",
+    "ExponentialWeight",
     "LipschitzPenalty",
     "RadiusDecay",
+    "WeightWarmup",
     "difference_quotient",
+    "gradient_ratio",
     "lipschitz_lower_bound",
     "operator_norm",
 ]

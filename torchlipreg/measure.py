@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -172,6 +173,55 @@ def lipschitz_lower_bound(
             "pairs, but got none. Give larger batches, or a `radius`."
         )
     return float(largest)
+
+
+def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Tensor]) -> float:
+    """Return ‖∇ penalty‖ / ‖∇ loss‖ over parameters, for choosing a weight: the ratio is proportional to it.
+
+    Takes two backwards, reads their result, and leaves graphs and ``.grad`` as they are: not for every step. A tenth
+    to one is where a penalty does its work; under 1e-4 it does nothing::
+
+        out = model(x)
+        loss, value = criterion(out, y), penalty(model, x, out)
+        print(gradient_ratio(loss, value, model.parameters()))
+        (loss + value).backward()
+
+    Args:
+        loss: The task's, 0-dim, with its graph.
+        penalty_value: What the penalty returned, 0-dim, with its graph; one without (weight 0) has no gradient.
+        parameters: Those to compare at; ones that need no gradient do not count.
+
+    Returns:
+        The ratio ≥ 0; infinity where the loss has no gradient but the penalty has, and 0 where neither has.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If ``loss`` or ``penalty_value`` is not 0-dim, ``loss`` carries no gradient, or no parameter does.
+    """
+    for name, value in (("loss", loss), ("penalty_value", penalty_value)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(value).__name__}.")
+        if value.dim() != 0:
+            raise ValueError(f"Expected argument `{name}` to be 0-dim, but got shape {tuple(value.shape)}.")
+    if not loss.requires_grad:
+        raise ValueError("Expected argument `loss` to carry a gradient, but it has none. Compare before backward().")
+    if isinstance(parameters, (Tensor, torch.nn.Module)):
+        raise TypeError("Expected argument `parameters` to be an iterable of tensors, such as model.parameters().")
+    trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        raise ValueError("Expected argument `parameters` to hold a tensor that requires a gradient, but got none.")
+    of_penalty, of_loss = (_gradient_size(value, trained) for value in (penalty_value, loss))
+    if of_loss == 0:
+        return math.inf if of_penalty > 0 else 0.0
+    return of_penalty / of_loss
+
+
+def _gradient_size(value: Tensor, parameters: list[Tensor]) -> float:
+    if not value.requires_grad:
+        return 0.0
+    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    squares = [g.double().square().sum() for g in gradients if g is not None]
+    return math.sqrt(sum(float(square) for square in squares))
 
 
 def _largest_quotient(

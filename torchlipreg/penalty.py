@@ -12,6 +12,7 @@ from torch import Tensor
 from torchlipreg.call.settings import Ascent, Exponent, Method, Normalization, Settings
 from torchlipreg.call.state import STATE_VERSION, PenaltyState
 from torchlipreg.call.step import Step
+from torchlipreg.call.watch import Watch, advice
 from torchlipreg.checks import check_mapping, check_number, check_points, check_rows, suggest_names
 from torchlipreg.distributed import world_size
 from torchlipreg.geometry.pairs import PairSet
@@ -95,6 +96,7 @@ class LipschitzPenalty:
         "_reuse",
         "_settings",
         "_state",
+        "_watch",
         "_weight",
     )  # a misspelt attribute is refused
 
@@ -150,6 +152,7 @@ class LipschitzPenalty:
         self.radius = self._settings.radius
         self._state = PenaltyState()
         self._reuse = OutputReuse()
+        self._watch = Watch()
 
     def __repr__(self) -> str:
         """Show the mutable attributes and the settings; a function by its name."""
@@ -194,6 +197,16 @@ class LipschitzPenalty:
         Detached; 0 before the first call.
         """
         return self._state.estimate
+
+    @property
+    def share(self) -> float | None:
+        """‖∇ penalty‖ / ‖∇ task loss‖ when it was last looked at, None before.
+
+        A stand-in, see :class:`torchlipreg.call.watch.Watch`; :func:`torchlipreg.gradient_ratio` measures it exactly.
+        It needs the ``backward()`` of a loss that holds the penalty. Under FSDP nobody looks.
+        """
+        self._watch.collect()
+        return self._watch.share
 
     @property
     def reuses_outputs(self) -> bool | None:
@@ -260,13 +273,21 @@ class LipschitzPenalty:
             self._state.calls += moves
             return torch.zeros((), device=x.device)
         generator = self._state.generator(x.device, self.settings.seed)
-        step = Step(self.settings, self.radius, self._state, self._reuse, generator, moves)
-        penalty = self.weight * self.settings.movement * self.settings.interval * step(model, x, outputs, model_kwargs)
+        step = Step(self.settings, self.radius, self._state, self._reuse, self._watch, generator, moves)
+        factor, interval = self.weight * self.settings.movement, self.settings.interval
+        penalty = factor * interval * step(model, x, outputs, model_kwargs)
+        self._watch.follow(penalty, factor, interval)
         if self._state.calls == 1 and outputs is not None:
             check_unused_parameters(model, outputs, penalty)
+        self._warn_of_size()
         if moves and not penalty.requires_grad:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
         return penalty
+
+    def _warn_of_size(self) -> None:
+        verdict, share = self._watch.verdict(), self._watch.share
+        if verdict is not None and share is not None:
+            self._state.warn_once(advice(verdict, share, self.weight), key=verdict)
 
     def warn_of_data(self) -> None:
         """Warn if a batch held NaN or infinity since the last time of asking; waits for the GPU, so not in each step.

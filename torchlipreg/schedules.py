@@ -1,14 +1,17 @@
-"""Schedules of a penalty's weight and radius, stepped by hand like a learning-rate scheduler. Plain floats only."""
+"""Schedules of a penalty's weight and radius, stepped by hand like a learning-rate scheduler. Plain floats only.
+
+Long: documents four schedules.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torchlipreg.checks import check_number, check_state_keys
+from torchlipreg.checks import check_count, check_number, check_state_keys
 
 
 class HasWeight(Protocol):
-    """What ``DiscrepancyWeight`` needs of a penalty."""
+    """What a schedule of the weight needs of a penalty."""
 
     weight: float
 
@@ -84,10 +87,13 @@ class DiscrepancyWeight:
         above = accuracy > self.target
         if self._waiting_weight is not None:
             if above:
-                self.penalty.weight, self._waiting_weight = self._waiting_weight, None
+                self.penalty.weight, self._waiting_weight = self._limited(self._waiting_weight), None
             return
         weight = max(0.0, self.penalty.weight + (self.increment if above else -self.increment))
-        self.penalty.weight = weight if self.max_weight is None else min(weight, self.max_weight)
+        self.penalty.weight = self._limited(weight)
+
+    def _limited(self, weight: float) -> float:
+        return weight if self.max_weight is None else min(weight, self.max_weight)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule's state, the current weight included."""
@@ -104,6 +110,132 @@ class DiscrepancyWeight:
         """
         check_state_keys(state, {"weight", "waiting_weight"}, type(self).__name__)
         self.penalty.weight, self._waiting_weight = state["weight"], state["waiting_weight"]
+
+
+class ExponentialWeight:
+    """Multiply the weight by a factor, as often as :meth:`step` is called: λ ← γ λ.
+
+    Args:
+        penalty: Its ``weight`` is set by :meth:`step`.
+        gamma: γ > 0.
+        max_weight: Upper limit of the weight, ≥ 0; None for no limit.
+        min_weight: Lower limit of the weight, ≥ 0.
+
+    Raises:
+        TypeError: If an argument is not a number.
+        ValueError: If a number is out of range, or ``min_weight`` is above ``max_weight``.
+
+    References:
+        Not in the report, whose weight changes by increments.
+    """
+
+    def __init__(
+        self, penalty: HasWeight, gamma: float, *, max_weight: float | None = None, min_weight: float = 0.0
+    ) -> None:
+        self.penalty = penalty
+        self.gamma = check_number("gamma", gamma, exclusive=True)
+        self.max_weight = None if max_weight is None else check_number("max_weight", max_weight)
+        self.min_weight = check_number("min_weight", min_weight)
+        if self.max_weight is not None and self.min_weight > self.max_weight:
+            raise ValueError(
+                f"Expected argument `min_weight` to be at most `max_weight`={max_weight!r}, but got {min_weight!r}."
+            )
+
+    def step(self) -> None:
+        """Multiply the weight once; it never crosses a limit, and one that is beyond a limit already stays."""
+        weight = self.penalty.weight
+        moved = self.gamma * weight
+        if self.gamma > 1 and self.max_weight is not None:
+            moved = max(weight, min(moved, self.max_weight))
+        if self.gamma < 1:
+            moved = min(weight, max(moved, self.min_weight))
+        self.penalty.weight = moved
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedule's state: the current weight."""
+        return {"weight": self.penalty.weight}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state, and the penalty's weight with it.
+
+        Args:
+            state: From :meth:`state_dict`.
+
+        Raises:
+            ValueError: If ``state`` is not a state of this class.
+        """
+        check_state_keys(state, {"weight"}, type(self).__name__)
+        self.penalty.weight = state["weight"]
+
+
+class WeightWarmup:
+    """Bring the weight in: from a tenth of it to all of it, in equal parts over some steps.
+
+    A strong penalty that starts all at once in mid-training is the known way to collapse, a network that becomes
+    constant; this is the cure, in one line before the loop and one in it::
+
+        warmup = WeightWarmup(penalty, steps=500)
+        for x, y in loader:
+            ...
+            optimizer.step()
+            warmup.step()
+
+    It chains with the other schedules, as torch's learning-rate schedulers do: they see and set the weight of the
+    moment, and whatever factor they change it by stays. (So an increment, or a limit, of :class:`DiscrepancyWeight`
+    counts for more while the weight is low.) After the last step the weight is exactly the penalty's own, if nobody
+    else has changed it.
+
+    Args:
+        penalty: Its ``weight`` is set to a tenth now, and by :meth:`step`.
+        steps: How many, ≥ 1.
+
+    Raises:
+        TypeError: If ``steps`` is not an integer.
+        ValueError: If ``steps`` is less than 1.
+
+    References:
+        Not in the report, section 3.2 of which waits with the penalty until the model is accurate.
+    """
+
+    START = 0.1
+
+    def __init__(self, penalty: HasWeight, steps: int) -> None:
+        self.penalty = penalty
+        self.steps = check_count("steps", steps)
+        self._count, self._full = 0, penalty.weight
+        self._set()
+
+    def _factor(self) -> float:
+        return self.START + (1 - self.START) * self._count / self.steps if self._count < self.steps else 1.0
+
+    def _set(self) -> None:
+        self.penalty.weight = self._last = self._factor() * self._full
+
+    def step(self) -> None:
+        """Raise the weight by one part; nothing after the last step."""
+        if self._count >= self.steps:
+            return
+        if self.penalty.weight != self._last:  # by another schedule, or by hand
+            self._full = self.penalty.weight / self._factor()
+        self._count += 1
+        self._set()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedule's state, the current weight included."""
+        return {"weight": self.penalty.weight, "count": self._count, "full": self._full, "last": self._last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state, and the penalty's weight with it.
+
+        Args:
+            state: From :meth:`state_dict`.
+
+        Raises:
+            ValueError: If ``state`` is not a state of this class.
+        """
+        check_state_keys(state, {"weight", "count", "full", "last"}, type(self).__name__)
+        self.penalty.weight, self._count = state["weight"], state["count"]
+        self._full, self._last = state["full"], state["last"]
 
 
 class RadiusDecay:

@@ -55,7 +55,7 @@ class PenaltyState:
         valid: Which pairs of a local method count, shape (num_pairs,), bool: not those of rows that were not finite.
         stuck: Persistent pairs to draw anew in the next call, shape (num_pairs,), bool; None for local methods.
         estimate: The largest quotient of the last call, 0-dim.
-        warned: Messages that were given already.
+        warned: Messages, or their keys, that were given already.
     """
 
     calls: int = 0
@@ -99,10 +99,10 @@ class PenaltyState:
         if finite is not None and not bool(finite):
             _warn("A batch held NaN or infinity: those rows were left out of the penalty, persistent pairs stayed put.")
 
-    def warn_once(self, message: str) -> None:
-        """Warn, unless the message was given before."""
-        if message not in self.warned:
-            self.warned.add(message)
+    def warn_once(self, message: str, key: str | None = None) -> None:
+        """Warn, unless the message, or another with the same key, was given before."""
+        if (key or message) not in self.warned:
+            self.warned.add(key or message)
             _warn(message)
 
     def generator(self, device: torch.device, seed: int) -> torch.Generator:

@@ -15,6 +15,7 @@ from torchlipreg.call.methods import Batch, LocalPairs, PersistentPairs, check_f
 from torchlipreg.call.region import Region
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
+from torchlipreg.call.watch import ROWS, Watch
 from torchlipreg.checks import check_channels, check_values
 from torchlipreg.distributed import largest_or_raise, reduce_max, reduce_mean
 from torchlipreg.geometry.ascent import Rule, ascend
@@ -37,6 +38,7 @@ class Step:
         radius: ε as the user has it; None for pairs of different data points.
         state: Of the penalty; changed last, after everything that may fail.
         reuse: Whether the loop's outputs may stand for f(x).
+        watch: Sees the penalty's gradient now and then.
         rng: The penalty's own generator.
         update: Move the pairs; otherwise evaluate the last call's, or fresh ones that are not kept.
     """
@@ -45,6 +47,7 @@ class Step:
     radius: float | None
     state: PenaltyState
     reuse: OutputReuse
+    watch: Watch
     rng: torch.Generator
     update: bool
 
@@ -77,6 +80,8 @@ class Step:
             if self.update:
                 carried = self._ascend(q, region, rule, batch, carried)
             quotients = q(carried.pairs, batch.valid)
+            if self.update and self.watch.due():
+                self._look(f, region, carried, batch.valid, quotients)
         value = self._reduce(quotients, batch.valid)
         if self.update:
             method.keep(self.state, carried, batch, by_row(quotients.detach()))
@@ -176,10 +181,27 @@ class Step:
             self.state.estimate = maximum.detach()
             return maximum.pow(exponent)
         count = q.new_full((), len(q)) if valid is None else valid.sum(dtype=q.dtype)  # no copy from the host
-        powers = q.pow(exponent)
-        powers = powers if q.dim() == 1 else powers.mean(1)
-        value, self.state.estimate = reduce_mean(powers.sum(), count, q.detach().amax())
+        value, self.state.estimate = reduce_mean(row_power(q, exponent).sum(), count, q.detach().amax())
         return value
+
+    def _look(
+        self, f: FixedFunction, region: Region, carried: Carried, valid: Tensor | None, quotients: Tensor
+    ) -> None:
+        """Let the watch see the value's gradient at some pairs (max: the largest), in a graph of its own."""
+        if f.is_sharded or torch.compiler.is_compiling():
+            return
+        is_max = self.settings.method == "max"
+        count = min(ROWS, len(quotients))
+        rows = by_row(quotients.detach()).topk(count).indices if is_max else slice(count)
+        pairs = carried.pairs.map(lambda z: z[rows])
+        with f.eagerly():
+            f = f.given(take_rows(carried.side, rows))
+            q = self._quotient(f, region)
+            if self.settings.one_sided:
+                q.fx = f(pairs.x).detach()
+            some = q(pairs, None if valid is None else valid[rows])
+        exponent = self.settings.exponent
+        self.watch.look(by_row(some).amax().pow(exponent) if is_max else row_power(some, exponent).mean())
 
     def _first_look(self, model: Callable[[Tensor], Any], points: Tensor) -> float:
         """Check the values of the first batch, and return the smallest distance that the dtype resolves there."""
@@ -203,6 +225,12 @@ class Step:
                 "the limit ε → 0, the directional derivative, is computed instead. Pass radius=0 to ask for it."
             )
         return floor
+
+
+def row_power(q: Tensor, exponent: int) -> Tensor:
+    """Return q^exponent of each pair, shape (N,): the mean over positions where each has its own quotient."""
+    powers = q.pow(exponent)
+    return powers if q.dim() == 1 else powers.mean(1)
 
 
 def by_row(q: Tensor) -> Tensor:

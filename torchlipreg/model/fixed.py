@@ -16,7 +16,7 @@ from torchlipreg.geometry.units import Units
 from torchlipreg.model.checkpoints import checkpoint_hook, recomputing_under
 from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, train_signature, unwrap
-from torchlipreg.model.parallelism import check_forward_mode
+from torchlipreg.model.parallelism import check_forward_mode, is_sharded
 from torchlipreg.model.side import SideRows, fit_rows
 from torchlipreg.outputs import select
 
@@ -197,9 +197,21 @@ class FixedFunction:
             for m in state.parameters:
                 stack.enter_context(_removed(m.register_forward_pre_hook(state.follow, with_kwargs=True)))
             stack.enter_context(checkpoint_hook(contextlib.nullcontext))  # hooks do not run in a recomputation
-            if "torch._dynamo" in sys.modules:  # a graph of its own for this one forward would be a waste
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(self.eagerly())
             return self(x)
+
+    @staticmethod
+    def eagerly() -> contextlib.AbstractContextManager[Any]:
+        """Step around ``torch.compile``: graphs of their own for some seldom forwards would be a waste."""
+        if "torch._dynamo" not in sys.modules:
+            return contextlib.nullcontext()
+        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+        return stance
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP shards the model, so that a forward is a collective, and gradients are of shards."""
+        return is_sharded(self._state.modules)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from torchlipreg.model.graph import leaves
+
 # Models that were looked at already, and whether FSDP1 wraps a part of them. In each call it would take ViT-tiny .3 ms.
 _HOLDS_FSDP1: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
@@ -82,8 +84,8 @@ def check_unused_parameters(model: Any, outputs: Any, penalty: Tensor) -> None:
         return
     if not model.find_unused_parameters or model.static_graph:
         return
-    used = _leaves([y for y in tree_leaves(outputs) if isinstance(y, Tensor)])
-    extra = _leaves([penalty]) - used
+    used = leaves([y for y in tree_leaves(outputs) if isinstance(y, Tensor)])
+    extra = leaves([penalty]) - used
     names = [name for name, parameter in model.module.named_parameters() if id(parameter) in extra]
     if names:
         raise RuntimeError(
@@ -91,19 +93,6 @@ def check_unused_parameters(model: Any, outputs: Any, penalty: Tensor) -> None:
             f"{', '.join(names)}. With find_unused_parameters=True, DDP would mark them ready twice. Use "
             "static_graph=True instead, or leave both out."
         )
-
-
-def _leaves(tensors: list[Tensor]) -> set[int]:
-    """Return the ids of the leaf tensors in the graphs of some tensors."""
-    stack, seen, leaves = [t.grad_fn for t in tensors], set(), set()
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack.extend(following for following, _ in node.next_functions)
-            if hasattr(node, "variable"):
-                leaves.add(id(node.variable))
-    return leaves
 
 
 def is_sharded(modules: Iterable[nn.Module]) -> bool:

@@ -1,0 +1,157 @@
+"""Watch: the size of the penalty's gradient beside the task's, looked at now and then, never waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlipreg.model.graph import nearest_weights
+
+LOOKS = 50  # that agree before a warning
+EARLY, LATE = 8, 64  # calls from look to look: for the first LOOKS, and afterwards
+INERT, RUINOUS = 1e-4, 1.0
+WEIGHTS = 2  # the matrices nearest to the output stand for all parameters
+ROWS = 32  # pairs stand for all
+NO_TASK = 1e5  # a share beyond is rounding: there was no task in that backward
+
+
+class Watch:
+    """The share ‖∇ penalty‖ / ‖∇ task loss‖ of a run.
+
+    A stand-in for that of all parameters: of the two weight matrices nearest to the output, at 32 pairs. A look builds
+    a graph of its own, which costs a forward of those pairs and the end of a backward, and takes the penalty's
+    gradient there; the sum with the task's is read by hooks in the training loop's own backward. It looks in every 8th
+    call at first, after 50 looks in every 64th. On several processes the gradients are those of this process, before
+    they are averaged.
+
+    Attributes:
+        share: The last that is known, None before.
+    """
+
+    def __init__(self) -> None:
+        self.share: float | None = None
+        self._calls = 0
+        self._agreeing = {"inert": 0, "ruinous": 0}
+        self._look: _Look | None = None
+        self._pending: tuple[Tensor, Any] | None = None
+
+    def due(self) -> bool:
+        """Count a call, and say whether to look in it."""
+        self._calls += 1
+        return (self._calls - 1) % (EARLY if self._calls <= EARLY * LOOKS else LATE) == 0
+
+    def look(self, value: Tensor) -> None:
+        """Take the gradient of reduceᵢ qᵢ^exponent at some pairs, 0-dim, from a graph that was built for it."""
+        self.collect()
+        weights = nearest_weights(value, WEIGHTS)
+        if weights:
+            # retain_graph: statistics of BatchNorm that follow the batch share their graph with the training's.
+            gradients = torch.autograd.grad(value, weights, retain_graph=True)
+            self._look = _Look(weights, [g.float() for g in gradients])
+
+    def follow(self, penalty: Tensor, factor: float, interval: int) -> None:
+        """Read the sum with the task's gradient in the backward that the penalty takes part in, if this call looked.
+
+        Args:
+            penalty: What the training loop gets, 0-dim.
+            factor: What makes a value the penalty: the weight and the scale.
+            interval: How many calls' worth of it the loop gets.
+        """
+        look, self._look = self._look, None
+        if look is not None and penalty.requires_grad:
+            look.hook(penalty, factor, interval, self._note)
+
+    def collect(self) -> None:
+        """Take in the last look's share, if the device has it ready."""
+        if self._pending is None or (self._pending[1] is not None and not self._pending[1].query()):
+            return
+        (share,), self._pending = self._pending[0].tolist(), None  # it lies on the host by now
+        if not share < NO_TASK:  # a backward of the penalty alone, or a step that overflowed
+            return
+        self.share = share
+        for verdict, agrees in (("inert", share < INERT), ("ruinous", share > RUINOUS)):
+            self._agreeing[verdict] = self._agreeing[verdict] + 1 if agrees else 0
+
+    def verdict(self) -> str | None:
+        """Return "inert" or "ruinous" if the last 50 looks agree on it."""
+        return next((verdict for verdict, looks in self._agreeing.items() if looks >= LOOKS), None)
+
+    def _note(self, share: Tensor) -> None:
+        """Send a share, shape (1,), to the host without waiting for it."""
+        if not share.is_cuda:
+            self._pending = (share, None)
+            return
+        host = torch.empty(share.shape, dtype=share.dtype, pin_memory=True)
+        host.copy_(share, non_blocking=True)
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._pending = (host, event)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_look": None, "_pending": None}  # events cannot be copied
+
+
+class _Look:
+    """One look: the penalty's gradient is known, the sum with the task's comes with the loop's backward."""
+
+    def __init__(self, weights: list[Tensor], gradients: list[Tensor]) -> None:
+        self.weights, self.gradients = weights, gradients
+        self.task: dict[int, Tensor] = {}
+        self.done: set[int] = set()
+        self.loss_scale: Tensor | None = None  # ∂ loss / ∂ penalty: loss scaling and accumulation are in it
+
+    def hook(self, penalty: Tensor, factor: float, interval: int, note: Callable[[Tensor], None]) -> None:
+        self.factor, self.interval, self.note = factor, interval, note
+        self.handles = [_hooked(penalty.register_hook, self._note_scale)]
+        for i, weight in enumerate(self.weights):
+            self.handles.append(_hooked(weight.register_hook, partial(self._note_sum, i)))
+            # Not called by autograd.grad, with which gradients are looked at beside the training.
+            self.handles.append(_hooked(weight.register_post_accumulate_grad_hook, partial(self._finish, i)))
+
+    def _note_scale(self, gradient: Tensor) -> None:
+        self.loss_scale = self.factor * gradient.detach()
+
+    def _note_sum(self, i: int, total: Tensor) -> None:
+        if self.loss_scale is not None:  # else a backward without the penalty
+            self.task[i] = total.detach().float() - self.interval * self.loss_scale * self.gradients[i]
+
+    def _finish(self, i: int, weight: Tensor) -> None:
+        self.done.add(i)
+        if self.loss_scale is not None and len(self.done) == len(self.task) == len(self.weights):
+            self.note((self.loss_scale.abs() * _norm(self.gradients) / _norm(list(self.task.values()))).reshape(1))
+            for handle in self.handles:
+                handle.remove()
+
+
+def _hooked(register: Callable[..., Any], hook: Any) -> Any:
+    hook = partial(hook)
+    hook.__torch_unserializable__ = True  # a model that is saved meanwhile leaves it out
+    return register(hook)
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    return torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+
+
+def advice(verdict: str, share: float, weight: float) -> str:
+    """Return what to tell the user: what is wrong, the probable causes, and what to set."""
+    if verdict == "inert":
+        return (
+            f"The penalty does nothing: in {LOOKS} looks its gradient was under {INERT:g} of the task's (now "
+            f"{share:.1g}). Probable causes: inputs that are normalised by mean and standard deviation (give "
+            "`normalization`=(mean, std)); a `radius` or `scale` that is small for the inputs' units; outputs that "
+            f"are small (probabilities instead of logits); a `weight` that is too small: {0.1 * weight / share:.1g} "
+            "would make it a tenth."
+            if share > 0
+            else f"The penalty does nothing: in {LOOKS} looks its gradient was zero. Does `model` use its input?"
+        )
+    return (
+        f"The penalty outweighs the task: in {LOOKS} looks its gradient was more than the task's (now {share:.2g} "
+        f"times), and the model is likely to become constant. Lower the `weight` ({0.3 * weight / share:.1g} would "
+        "make it a third), or bring it in with `WeightWarmup`; check that `radius` and `scale` are in the inputs' units, "
+        "or give `normalization`=(mean, std) where inputs are normalised."
+    )
