@@ -19,7 +19,10 @@ from timm.task import TrainingTask
 from torch import Tensor
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.integrations._timm_data import DataConfig
 from torchlipreg.integrations._timm_options import PROGRAM, parse
+from torchlipreg.integrations._timm_scheduled import ScheduledTask
+from torchlipreg.integrations._timm_schedules import Schedules
 from torchlipreg.integrations._timm_task import LipschitzTask, plain_new
 
 
@@ -32,13 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: If an option is wrong, if the script exits, or if it never built a timm task.
     """
-    script, script_arguments, options = parse(sys.argv[1:] if arguments is None else arguments)
-    meter = Meter()
-    with (
-        tasks_replaced(lambda: LipschitzPenalty(**options), meter),
-        reported(meter),
-        _as_main(script, script_arguments),
-    ):
+    line = parse(sys.argv[1:] if arguments is None else arguments)
+    script, meter, data = line.script, Meter(), DataConfig()
+
+    def equip() -> tuple[LipschitzPenalty, Schedules]:
+        penalty = LipschitzPenalty(**{**data.options(line.penalty), **line.penalty})
+        return penalty, Schedules(penalty, line.schedules)
+
+    with tasks_replaced(equip, meter), reported(meter), data.heard(), _as_main(script, line.arguments):
         try:
             runpy.run_path(script, run_name="__main__")
         except SystemExit as stop:
@@ -51,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if not meter.calls and any(task.penalty.weight > 0 for task in meter.tasks):
         warnings.warn(f"{script} built a timm task but trained no step through it.", stacklevel=2)
+
+
+Equip = Callable[[], tuple[LipschitzPenalty, Schedules]]
 
 
 class Meter:
@@ -73,13 +80,15 @@ class Meter:
         self.calls += 1
 
     def line(self) -> str:
-        """Return the last penalty, its mean, and the last Lipschitz estimate; empty without a step."""
+        """Return the last penalty, its mean, the last Lipschitz estimate and share; empty without a step."""
         if not self._count:
             return ""
         mean = float(self._sum) / self._count
         estimate = float(self._task.penalty.estimate)
         self._task.penalty.warn_of_data()
-        return f"  Penalty: {float(self._last):#.3g} ({mean:#.3g})  Lipschitz: {estimate:#.3g}"
+        share = self._task.penalty.share
+        shown = "" if share is None else f"  Share: {share:.1e}"
+        return f"  Penalty: {float(self._last):#.3g} ({mean:#.3g})  Lipschitz: {estimate:#.3g}{shown}"
 
     def summary(self) -> str:
         """Return the mean penalty and the largest estimate since the last time of asking; empty without a step."""
@@ -91,9 +100,9 @@ class Meter:
 
 
 @contextlib.contextmanager
-def tasks_replaced(make_penalty: Callable[[], LipschitzPenalty], meter: Meter) -> Iterator[None]:
+def tasks_replaced(equip: Equip, meter: Meter) -> Iterator[None]:
     """Put penalised classes in the place of timm's task classes, for whoever imports them inside the context."""
-    classes = penalised_classes(make_penalty, meter)
+    classes = penalised_classes(equip, meter)
     modules = [module for name, module in sys.modules.items() if name == "timm.task" or name.startswith("timm.task.")]
     names = [(m, name, kind) for m in modules for name, kind in vars(m).items() if _is_task_class(kind)]
     for module, name, kind in names:
@@ -105,11 +114,11 @@ def tasks_replaced(make_penalty: Callable[[], LipschitzPenalty], meter: Meter) -
             setattr(module, name, kind)
 
 
-def penalised_classes(make_penalty: Callable[[], LipschitzPenalty], meter: Meter) -> dict[type, type]:
+def penalised_classes(equip: Equip, meter: Meter) -> dict[type, type]:
     """Subclass each of timm's task classes: constructed like it, with a penalty.
 
     Args:
-        make_penalty: Called for each task.
+        equip: Makes the penalty of a task, and its schedules.
         meter: Told of each task and of its training steps.
 
     Returns:
@@ -117,7 +126,7 @@ def penalised_classes(make_penalty: Callable[[], LipschitzPenalty], meter: Meter
         and its own subclasses hold.
     """
 
-    class Launched(LipschitzTask):  # type: ignore[misc]
+    class Launched(ScheduledTask):  # type: ignore[misc]
         def __call__(self, input: Tensor, target: Any) -> dict[str, Any]:
             result: dict[str, Any] = super().__call__(input, target)
             if self._applies():
@@ -128,7 +137,8 @@ def penalised_classes(make_penalty: Callable[[], LipschitzPenalty], meter: Meter
         @functools.wraps(kind.__init__)  # type: ignore[misc]
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             kind.__init__(self, *args, **kwargs)  # type: ignore[misc]
-            self._set_penalty(make_penalty())
+            penalty, self.schedules = equip()
+            self._set_penalty(penalty)
             meter.tasks.append(self)
 
         return __init__

@@ -1,4 +1,4 @@
-"""The launcher's command line: a ``--lip-*`` flag for every argument of ``LipschitzPenalty``."""
+"""The launcher's command line: a ``--lip-*`` flag for every argument of ``LipschitzPenalty``, and for the schedules."""
 
 from __future__ import annotations
 
@@ -8,28 +8,41 @@ import inspect
 import os
 import pkgutil
 import re
+import types
 import typing
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.call.settings import Normalization
+from torchlipreg.integrations._timm_schedules import SCHEDULES, Schedules
 
 PROGRAM = "python -m torchlipreg.integrations.timm"
 PREFIXES = ("--lip-", "--no-lip-")
 
 
-def parse(arguments: Sequence[str]) -> tuple[str, list[str], dict[str, Any]]:
-    """Split a command line.
+class CommandLine(NamedTuple):
+    """What the launcher was told.
 
-    Args:
-        arguments: The script, its arguments and ``--lip-*`` options.
-
-    Returns:
-        The script, its arguments, and the arguments for ``LipschitzPenalty``, checked.
+    Attributes:
+        script: The training script.
+        arguments: Its arguments.
+        penalty: Arguments for ``LipschitzPenalty``, checked.
+        schedules: Options for :class:`Schedules`, checked.
     """
+
+    script: str
+    arguments: list[str]
+    penalty: dict[str, Any]
+    schedules: dict[str, Any]
+
+
+def parse(arguments: Sequence[str]) -> CommandLine:
+    """Split a command line: the script, its arguments and ``--lip-*`` options, in any order."""
     parser = make_parser()
     namespace, rest = parser.parse_known_args(arguments)
     options = vars(namespace)
+    schedules = {name: options.pop(name) for name in SCHEDULES if name in options}
     for argument in rest:
         flag = argument.split("=")[0]
         if flag.startswith(PREFIXES):
@@ -41,14 +54,17 @@ def parse(arguments: Sequence[str]) -> tuple[str, list[str], dict[str, Any]]:
     if not os.path.isfile(rest[0]):
         parser.error(f"no such training script: {rest[0]}")
     try:
-        LipschitzPenalty(**options)
+        Schedules(LipschitzPenalty(**options), schedules)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    return rest[0], rest[1:], options
+    return CommandLine(rest[0], rest[1:], options, schedules)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return a parser with a flag for every argument of ``LipschitzPenalty``; flags not given leave no trace."""
+    """Return a parser with a flag for every argument of ``LipschitzPenalty`` and for the schedules.
+
+    Flags that are not given leave no trace.
+    """
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         usage="%(prog)s train.py [train.py's arguments] [--lip-* options]",
@@ -66,20 +82,45 @@ def make_parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--lip-{name.replace('_', '-')}", dest=name, help=description + default, **_argparse_type(types[name])
         )
+    for name, (description, metavar) in SCHEDULES.items():
+        flag = f"--lip-{name.replace('_', '-')}"
+        parser.add_argument(flag, dest=name, help=description, type=number, nargs=len(metavar), metavar=metavar)
     return parser
 
 
 def _argparse_type(hint: Any) -> dict[str, Any]:
-    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+    kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if _is_union(hint) else [hint]
     kind = kinds[0]
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(kind) is typing.Literal:
+        choices = typing.get_args(kind)
+        return {"type": type(choices[0]), "choices": choices}
+    if kind is Normalization:
+        return {"type": numbers, "nargs": 2, "metavar": ("MEAN", "STD")}
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
-        return {"type": inner[0], "nargs": len(inner), "metavar": "X"}
-    if kind in (int, float, str):
-        return {"type": kind, "metavar": kind.__name__.upper()}
+        return {"type": number, "nargs": len(inner), "metavar": "X"}
+    if kind is float:
+        return {"type": number, "metavar": "NUMBER"}
+    if kind is int:
+        return {"type": int, "metavar": "INT"}
     return {"type": _imported, "metavar": "MODULE:NAME"}
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def number(text: str) -> float:
+    """Return a number, which may be a fraction: "8/255"."""
+    numerator, slash, denominator = text.partition("/")
+    return float(numerator) / float(denominator) if slash else float(text)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Return numbers that commas separate: "0.485,0.456,0.406"."""
+    return tuple(number(part) for part in text.split(","))
 
 
 def _imported(name: str) -> Any:

@@ -26,7 +26,7 @@ class LipschitzTask(TrainingTask):
     its class is replaced by a subclass of both. Whoever holds it holds the penalised one::
 
         task = ClassificationTask(model, criterion)
-        task = LipschitzTask(task, LipschitzPenalty("tv", weight=1e-3))
+        task = LipschitzTask(task, LipschitzPenalty("tv", weight=0.1))
         result = task(input, target)
         result["loss"].backward()
 
@@ -98,7 +98,10 @@ class LipschitzTask(TrainingTask):
         return {**result, "loss": loss, "penalty": penalty.detach(), "lipschitz": self.penalty.estimate.clone()}
 
     def _applies(self) -> bool:
-        return self.penalty.weight > 0 and torch.is_grad_enabled() and self._model().training
+        return self.penalty.weight > 0 and self._is_training()
+
+    def _is_training(self) -> bool:
+        return torch.is_grad_enabled() and self._model().training
 
     def _penalty_at(self, input: Tensor, result: dict[str, Any]) -> Tensor:
         if not isinstance(input, Tensor):
@@ -211,23 +214,25 @@ class LipschitzTask(TrainingTask):
         if not ema and (saved is not None or self.penalty.weight > 0):
             self._load_penalty(saved)
 
-    def _load_penalty(self, saved: dict[str, Any] | None) -> None:
+    def _load_penalty(self, saved: dict[str, Any] | None) -> list[str]:
+        """Restore the penalty's state, and return the names of options that are not the checkpoint's."""
         if saved is None:
             _warn("The checkpoint holds no penalty, so its pairs start anew.")
-            return
+            return []
         changed = [name for name, value in self._options.items() if saved["options"].get(name) != value]
-        chosen = {name: getattr(self.penalty, name) for name in ("weight", "radius") if name in changed}
+        chosen = {name: self._options[name] for name in ("weight", "radius") if name in changed}
         try:
             self.penalty.load_state_dict(saved["state"])
         except ValueError as error:
             _warn(f"The penalty's pairs start anew. {error}")
-            return
+            return changed
         self._gathered_state, self._moved_since_gather = None, self.penalty.settings.persistent
         for name, value in chosen.items():
             setattr(self.penalty, name, value)
         if changed:
             values = ", ".join(f"{name}={self._options[name]!r}" for name in changed)
             _warn(f"The penalty goes on with other options than the checkpoint's: {values}.")
+        return changed
 
 
 def plain_new(cls: type, *args: Any, **kwargs: Any) -> Any:
@@ -255,9 +260,9 @@ def _options(penalty: LipschitzPenalty) -> dict[str, Any]:
     """Return the penalty's arguments in plain values: functions by their names."""
     settings = {
         name: getattr(value, "__qualname__", type(value).__qualname__) if callable(value) else value
-        for name, value in vars(penalty.settings).items()
+        for name, value in penalty.settings.arguments().items()
     }
-    return {"weight": penalty.weight, "radius": penalty.radius, **settings}
+    return {"weight": penalty.weight, **settings, "radius": penalty.radius}
 
 
 def _warn(message: str) -> None:

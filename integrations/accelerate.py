@@ -27,7 +27,7 @@ def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> Lips
     One line after ``accelerator.prepare``::
 
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-        penalty = prepare_penalty(accelerator, LipschitzPenalty("tv", weight=1e-3))
+        penalty = prepare_penalty(accelerator, LipschitzPenalty("tv", weight=0.1))
         for x, y in loader:
             with accelerator.accumulate(model):
                 out = model(x)
@@ -83,13 +83,15 @@ def log_values(penalty: LipschitzPenalty, value: Tensor | None = None) -> dict[s
         value: What the call returned, to be logged as ``penalty``.
 
     Returns:
-        ``lipschitz`` (the largest quotient, a lower bound), ``lipschitz_weight``, ``lipschitz_radius`` and
-        ``penalty``, where they exist. Ready for ``accelerator.log``; the same on every process.
+        ``lipschitz`` (the largest quotient, a lower bound), ``lipschitz_weight``, ``lipschitz_radius``,
+        ``penalty_share`` (of this process) and ``penalty``, where they exist. Ready for ``accelerator.log``.
     """
     penalty.warn_of_data()
     values = {"lipschitz": float(penalty.estimate), "lipschitz_weight": penalty.weight}
     if penalty.radius is not None:
         values["lipschitz_radius"] = penalty.radius
+    if penalty.share is not None:
+        values["penalty_share"] = penalty.share
     if value is not None:
         values["penalty"] = float(value.detach())
     return values

@@ -114,7 +114,7 @@ def test_every_option_of_the_constructor_has_its_flag(capsys):
 def test_options_reach_the_constructor_and_the_rest_the_script(flags, options):
     theirs = ["--opt-betas", "-0.9", "1", "-b", "4", "-c", "x.yaml", "--mdoel=a b", "--help", "--", "--data", "-1"]
     for line in ([SCRIPT, *flags, *theirs], [*flags, SCRIPT, *theirs]):
-        assert parse(line) == (SCRIPT, theirs, options)
+        assert parse(line)[:3] == (SCRIPT, theirs, options)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_options_reach_the_constructor_and_the_rest_the_script(flags, options):
         ([SCRIPT, "--lip-weigh=1"], "unrecognized option --lip-weigh."),
         ([SCRIPT, "--no-lip-anchor"], "Did you mean --no-lip-anchored?"),
         ([SCRIPT, "--lip-weight", "-1"], "`weight`"),
-        ([SCRIPT, "--lip-method", "tvv"], "`method`"),
+        ([SCRIPT, "--lip-method", "tvv"], "--lip-method: invalid choice"),
         ([SCRIPT, "--lip-exponent", "1.5"], "--lip-exponent: invalid int value"),
         ([SCRIPT, "--lip-step-size", "1"], "`step_size`"),
         ([SCRIPT, "--lip-output", "no.such:thing"], "package.module:name"),

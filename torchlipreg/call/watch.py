@@ -152,6 +152,6 @@ def advice(verdict: str, share: float, weight: float) -> str:
     return (
         f"The penalty outweighs the task: in {LOOKS} looks its gradient was more than the task's (now {share:.2g} "
         f"times), and the model is likely to become constant. Lower the `weight` ({0.3 * weight / share:.1g} would "
-        "make it a third), or bring it in with `WeightWarmup`; check that `radius` and `scale` are in the inputs' units, "
-        "or give `normalization`=(mean, std) where inputs are normalised."
+        "make it a third), or bring it in with `WeightWarmup`. Check that `radius` and `scale` are in the units of the "
+        "inputs; where these are normalised, give `normalization`=(mean, std)."
     )

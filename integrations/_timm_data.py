@@ -1,0 +1,83 @@
+"""What a script does to its images: the mean and standard deviation that it normalises with."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import timm.data
+
+from torchlipreg.distributed import rank
+
+
+class DataConfig:
+    """Overhears mean and standard deviation: from ``resolve_data_config``, and from the loader of the training set.
+
+    Both normalise alike, with the prefetcher or without, and a script calls one before it builds its task.
+    """
+
+    def __init__(self) -> None:
+        self._found: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+        self._used: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen, for whoever imports the two functions inside the context."""
+        data = cast(Any, timm.data)
+        resolve, create = data.resolve_data_config, data.create_loader
+        data.resolve_data_config, data.create_loader = self._resolving(resolve), self._creating(create)
+        try:
+            yield
+        finally:
+            data.resolve_data_config, data.create_loader = resolve, create
+
+    def options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return ``normalization`` for the penalty, as far as it is known and the user has not given it."""
+        if "normalization" in given:
+            return {}
+        if self._found is None:
+            _warn(
+                "The script did not tell how it normalises images, before it built its task: the penalty takes them as "
+                "raw. Give --lip-normalization MEAN STD (0 1 for raw images)."
+            )
+            return {}
+        self._used = self._found
+        return {"normalization": self._found}
+
+    def _resolving(self, resolve: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+        @functools.wraps(resolve)
+        def heard(*args: Any, **kwargs: Any) -> dict[str, Any]:
+            config = resolve(*args, **kwargs)
+            self._hear(config["mean"], config["std"])
+            return config
+
+        return heard
+
+    def _creating(self, create: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(create)
+        def heard(*args: Any, **kwargs: Any) -> Any:
+            if kwargs.get("is_training"):
+                self._hear(
+                    kwargs.get("mean", timm.data.IMAGENET_DEFAULT_MEAN),
+                    kwargs.get("std", timm.data.IMAGENET_DEFAULT_STD),
+                )
+            return create(*args, **kwargs)
+
+        return heard
+
+    def _hear(self, mean: Any, std: Any) -> None:
+        self._found = tuple(map(float, mean)), tuple(map(float, std))
+        if self._used is not None and self._used != self._found:
+            _warn(
+                f"The training images are normalised with mean and std {self._found}, but the penalty was made for "
+                f"{self._used}. Give --lip-normalization."
+            )
+            self._used = self._found
+
+
+def _warn(message: str) -> None:
+    if rank() == 0:
+        warnings.warn(message, stacklevel=4)
