@@ -81,7 +81,7 @@ def union_gradient(net, penalty, counts=True, data=None):
     """
     net, s, q = copy.deepcopy(net).eval(), penalty.settings, []
     if data is not None:
-        data = penalty.pairs.x if s.fixed_x else data[: len(penalty.pairs.x)]
+        data = penalty.pairs.x if s.anchored else data[: len(penalty.pairs.x)]
     of_ranks = gather((*penalty.pairs, data, dict(net.named_buffers())) if counts else None)
     for x, x_prime, reference, buffers in filter(None, of_ranks):
         f = partial(torch.func.functional_call, net, {**dict(net.named_parameters()), **buffers})

@@ -1,4 +1,4 @@
-"""LipschitzPenalty: the one stateful object, which wires the other rooms together. Long: half documents its arguments."""
+"""LipschitzPenalty: the one stateful object, which wires the rooms together. Long: half documents its arguments."""
 
 from __future__ import annotations
 

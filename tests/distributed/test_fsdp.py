@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from torchlipreg import LipschitzPenalty, distributed
+from torchlipreg import LipschitzPenalty
+from torchlipreg.model import parallelism
 
 pytest.importorskip("torch.distributed.fsdp", reason="needs torch.distributed.fsdp")
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
@@ -137,7 +138,7 @@ def refuse(rank):
 
 def look_once(rank):
     net, x, penalty = Net("group"), batch(rank, dtype=torch.float32), build("tv")
-    with patch.object(distributed, "_check_parameters") as check_parameters:
+    with patch.object(parallelism, "_check_parameters") as check_parameters:
         for model in (net, net, nn.parallel.DistributedDataParallel(net)):
             penalty(model, x)
     assert check_parameters.call_count == 2

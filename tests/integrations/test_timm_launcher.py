@@ -101,7 +101,7 @@ def test_every_option_of_the_constructor_has_its_flag(capsys):
     [
         ([], {}),
         (["--lip-method", "ptv", "--lip-weight=3e-2"], {"method": "ptv", "weight": 0.03}),
-        (["--lip-input-norm", "inf", "--lip-exponent", "1"], {"input_norm": math.inf, "power": 1}),
+        (["--lip-input-norm", "inf", "--lip-exponent", "1"], {"input_norm": math.inf, "exponent": 1}),
         (["--lip-bounds", "-2.1", "2.6", "--no-lip-anchored"], {"bounds": [-2.1, 2.6], "anchored": False}),
         (["--lip-num-pairs", "8", "--lip-radius", "0", "--lip-seed", "3"], {"num_pairs": 8, "radius": 0, "seed": 3}),
         (["--lip-output", "operator:itemgetter"], {"output": __import__("operator").itemgetter}),

@@ -337,7 +337,7 @@ def test_a_penalised_run_resumes_from_a_plain_one(weight, warns, tmp_path):
     [
         ({}, 0.3, 0.05, None),  # as a schedule left them
         ({"weight": 0.7}, 0.7, 0.05, "other options than the checkpoint's: weight=0.7"),
-        ({"radius": 0.2, "power": 1}, 0.3, 0.2, "radius=0.2, power=1"),
+        ({"radius": 0.2, "exponent": 1}, 0.3, 0.2, "radius=0.2, exponent=1"),
         ({"method": "sum"}, 0.5, 0.1, "pairs start anew. .*method='sum'"),
     ],
 )

@@ -97,7 +97,7 @@ SETTINGS = {
     "free": {"anchored": False},
     "infinity norm": {"input_norm": math.inf, "output_norm": 1},
     "one norm": {"input_norm": 1, "output_norm": math.inf},
-    "first power": {"power": 1},
+    "exponent 1": {"exponent": 1},
     "interval": {"interval": 2},
     "steps": {"ascent_steps": 3},
 }
