@@ -5,8 +5,9 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from _benchmark_contenders import CONTENDERS, Contender, Work, mlp
-from _benchmark_measure import interleaved, operations_and_memory, quartiles
+from examples.experiments.cost.contenders import CONTENDERS, Contender, Work, mlp
+from examples.experiments.common.clock import interleaved, quartiles
+from examples.experiments.cost.measure import operations_and_memory
 from torch import nn
 from torch._functorch import config as functorch_config
 

@@ -1,58 +1,11 @@
 """The trainings of the MNIST experiment by name, for each network. Settings were chosen on validation images."""
 
-import inspect
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
-from _rivals import fgsm_training, finite_differences, pgd_training, plain, trades
-
-from torchlipreg import LipschitzPenalty
+from examples.experiments.common.recipes import Recipe, flip
+from examples.experiments.common.rivals import fgsm_training, finite_differences, pgd_training, trades
 from torchlipreg.outputs import root_probabilities, smallest_margins
-
-SCHEDULE = ("weight_fall", "discrepancy")  # how the penalty is applied
-
-
-@dataclass(frozen=True)
-class Recipe:
-    label: str
-    loss: Callable = plain  # of _rivals.py
-    arguments: dict = field(default_factory=dict)  # of the loss
-    penalty: dict | None = None  # arguments of LipschitzPenalty, which is added to the loss
-    weight_fall: float = 1.0  # factor of the penalty's weight over the whole training, in equal steps
-    discrepancy: dict | None = None  # arguments of DiscrepancyWeight, stepped by the running training accuracy
-
-    def __post_init__(self):
-        asked = self._schedule()
-        if asked and self.penalty is None:
-            raise ValueError(f"Expected a `penalty` for {', '.join(asked)}, but got none.")
-        if self.discrepancy is not None and self.loss is not plain:
-            raise ValueError("Expected the plain loss, whose outputs `discrepancy` looks at, but got another.")
-
-    def settings(self):
-        """What the training depends on, defaults included, in words."""
-        bound = inspect.signature(self.loss).bind("model", "x", "y", **self.arguments)
-        bound.apply_defaults()
-        arguments = ", ".join(f"{name}={value!r}" for name, value in list(bound.arguments.items())[3:])
-        words = {"loss": f"{self.loss.__name__}({arguments})"}
-        if self.penalty is not None:
-            words["penalty"] = repr(LipschitzPenalty(**self.penalty))
-        return words | {name: str(value) for name, value in self._schedule().items()}
-
-    def _schedule(self):
-        """What differs from the defaults, which a dataclass keeps on the class."""
-        return {name: value for name in SCHEDULE if (value := getattr(self, name)) != getattr(Recipe, name)}
-
 
 EPSILON = {"epsilon": 0.1}
 WARMUP = {"target": 0.9, "increment": 0.0, "warmup": True}
-
-
-def flip(label, method, weight, loss=plain, arguments=None, **options):
-    schedule = {name: options.pop(name) for name in SCHEDULE if name in options}
-    penalty = {"method": method, "weight": weight, "input_norm": math.inf} | options  # against attacks bounded in ℓ∞
-    return Recipe(label, loss, arguments or {}, penalty, **schedule)
-
 
 RIVALS = {
     "plain": Recipe("plain"),

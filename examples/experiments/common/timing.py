@@ -4,23 +4,24 @@ import math
 import statistics
 from functools import partial
 
-from _benchmark_measure import interleaved, quartiles
-from _mnist_training import BATCH, Training
+from examples.experiments.common.clock import interleaved, quartiles
+from examples.experiments.common.training import Training
 
 STEPS = 8  # of each recipe in a round: a multiple of every `interval`
 ROUNDS = 40
 
 
-def relative_step_times(network, recipes, data, quick):
+def relative_step_times(experiment, network, recipes, data, quick):
     """For each recipe its settings and the quartiles of its time over plain training's in the same round."""
-    x, y = data.train_x[: STEPS * BATCH], data.train_y[: STEPS * BATCH]
-    batches = list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+    images = STEPS * experiment.batch
+    parts = (part[:images].split(experiment.batch) for part in (data.train_x, data.train_y))
+    batches = list(zip(*parts, strict=True))
 
     def steps(training):
         for i in range(STEPS):
             training.step(*batches[i % len(batches)])
 
-    trainings = {name: Training(network, recipe, 0, quick) for name, recipe in recipes.items()}
+    trainings = {name: Training(experiment, network, recipe, 0, quick) for name, recipe in recipes.items()}
     for training in trainings.values():
         if training.discrepancy is not None:  # at the weight that it ends with, not at zero
             training.penalty.weight, training.discrepancy = training.recipe.penalty["weight"], None

@@ -6,24 +6,26 @@ A sweep that was stopped goes on where it was. A recipe or a measure whose setti
 import hashlib
 import json
 import multiprocessing
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from _mnist_data import build, load
-from _mnist_evaluation import MEASURES, SETTINGS, accuracy
-from _mnist_recipes import Recipe
-from _mnist_training import BATCH, LEARNING_RATE, number_of_epochs, train
 from tqdm import tqdm
+
+from examples.experiments.common.experiment import Experiment
+from examples.experiments.common.files import write, write_json
+from examples.experiments.common.measures import accuracy
+from examples.experiments.common.recipes import Recipe, as_first_recorded
+from examples.experiments.common.training import train
 
 
 @dataclass(frozen=True)
 class Job:
     """One model, and what is to be measured of it."""
 
+    experiment: Experiment
     network: str
     name: str
     recipe: Recipe
@@ -39,12 +41,13 @@ class Job:
         return self.out / f"{self.network}-{self.name}-{self.seed}.json"
 
     def settings(self):
-        epochs = number_of_epochs(self.network, self.quick)
-        training = {"epochs": epochs, "batch": BATCH, "learning_rate": LEARNING_RATE}
+        of = self.experiment
+        epochs = of.number_of_epochs(self.network, self.quick)
+        training = {"epochs": epochs, "batch": of.batch, "learning_rate": of.learning_rate}
         return self.recipe.settings() | training | {"split": self.split, "quick": self.quick}
 
     def fingerprint(self):
-        words = json.dumps([self.network, self.seed, self.settings()], sort_keys=True)
+        words = json.dumps([self.network, self.seed, as_first_recorded(self.settings())], sort_keys=True)
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     def record(self):
@@ -54,21 +57,22 @@ class Job:
 
     def missing(self):
         done = self.record().get("done", {})
-        return [measure for measure in self.measures if done.get(measure) != SETTINGS[measure]]
+        return [measure for measure in self.measures if done.get(measure) != self.experiment.measures[measure].settings]
 
 
 def run(job):
     """Train where no model is stored, measure what is missing, and say what came out."""
     torch.set_num_threads(1)
-    data = load(job.data, job.split, job.quick)
+    experiment = job.experiment
+    data = experiment.load(job.data, job.split, job.quick)
     weights = job.path.with_suffix(".pt")
     record = job.record()
     if record and weights.exists():
-        model = build(job.network, job.quick).eval().requires_grad_(False)
+        model = experiment.build(job.network, job.quick).eval().requires_grad_(False)
         model.load_state_dict(torch.load(weights, weights_only=True))
     else:
         start = time.perf_counter()
-        model = train(job.network, job.recipe, job.seed, data, job.quick)
+        model = train(experiment, job.network, job.recipe, job.seed, data, job.quick)
         values = {"train seconds": round(time.perf_counter() - start, 1)}
         values["train accuracy"] = accuracy(model, data.train_x[:10_000], data.train_y[:10_000])
         record = {"fingerprint": job.fingerprint(), "settings": job.settings(), "values": values, "done": {}}
@@ -76,10 +80,10 @@ def run(job):
         write(weights, lambda path: torch.save(model.state_dict(), path))
     for measure in job.missing():
         start = time.perf_counter()
-        found = MEASURES[measure](model, data.x, data.y, job.quick)
+        found = experiment.measures[measure].function(model, data.x, data.y, job.quick)
         record["values"] |= {name: round(value, 6) for name, value in found.items()}
         record["values"][f"{measure} seconds"] = round(time.perf_counter() - start, 1)
-        record["done"][measure] = SETTINGS[measure]
+        record["done"][measure] = experiment.measures[measure].settings
         write_json(job.path, record)
     return record["values"]
 
@@ -109,16 +113,3 @@ def _results(jobs, workers):
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def write_json(path, content):
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def write(path, save):
-    """The whole file or none, also where the process is killed meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    save(part)
-    os.replace(part, path)

@@ -1,33 +1,28 @@
-"""One training run of the MNIST experiment, step by step."""
+"""One training run of an experiment, step by step."""
 
 from collections import deque
 
 import torch
-from _mnist_data import build
-from _rivals import plain
 
+from examples.experiments.common.rivals import plain
 from torchlipreg import DiscrepancyWeight, LipschitzPenalty
 
-LEARNING_RATE = 1e-3
-BATCH = 128
-EPOCHS = {"mlp": 5, "conv": 3}
-QUICK_EPOCHS = 30  # of few steps
 RUNNING = 25  # steps between those of the discrepancy principle, which is told their accuracy
 
 
 class Training:
-    def __init__(self, network, recipe, seed, quick=False):
+    def __init__(self, experiment, network, recipe, seed, quick=False):
         torch.manual_seed(seed)
-        self.recipe = recipe
-        self.model = build(network, quick)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
+        self.recipe, self.batch = recipe, experiment.batch
+        self.model = experiment.build(network, quick)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=experiment.learning_rate)
         self.batches = torch.Generator().manual_seed(seed)  # the same for every recipe, whatever it draws itself
         self.penalty = self.discrepancy = None
         if recipe.penalty is not None:
             self.penalty = LipschitzPenalty(**{"seed": seed} | recipe.penalty)
         if recipe.discrepancy is not None:
             self.discrepancy = DiscrepancyWeight(self.penalty, **recipe.discrepancy)
-        self.epochs = number_of_epochs(network, quick)
+        self.epochs = experiment.number_of_epochs(network, quick)
         self.hits = deque(maxlen=RUNNING)
         self.steps = 0
 
@@ -52,7 +47,7 @@ class Training:
 
     def epoch(self, x, y):
         rows = torch.randperm(len(x), generator=self.batches)
-        batches = rows[: len(x) - len(x) % BATCH].split(BATCH)
+        batches = rows[: len(x) - len(x) % self.batch].split(self.batch)
         gamma = self.recipe.weight_fall ** (1 / (self.epochs * len(batches)))
         for batch in batches:
             self.step(x[batch], y[batch])
@@ -60,13 +55,9 @@ class Training:
                 self.penalty.weight *= gamma
 
 
-def number_of_epochs(network, quick):
-    return QUICK_EPOCHS if quick else EPOCHS[network]
-
-
-def train(network, recipe, seed, data, quick):
+def train(experiment, network, recipe, seed, data, quick):
     """A trained model in eval mode whose parameters want no gradient, as evaluations like it."""
-    training = Training(network, recipe, seed, quick)
-    for _ in range(number_of_epochs(network, quick)):
+    training = Training(experiment, network, recipe, seed, quick)
+    for _ in range(training.epochs):
         training.epoch(data.train_x, data.train_y)
     return training.model.eval().requires_grad_(False)

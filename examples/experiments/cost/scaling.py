@@ -2,8 +2,8 @@
 
 import matplotlib.pyplot as plt
 import torch
-from _benchmark_contenders import CONTENDERS, SUBJECTS, penalised, timm_model
-from _benchmark_steps import Bench
+from examples.experiments.cost.contenders import CONTENDERS, SUBJECTS, penalised, timm_model
+from examples.experiments.cost.steps import Bench
 from matplotlib.ticker import FuncFormatter, NullLocator
 from tqdm import tqdm
 

@@ -1,13 +1,13 @@
 """What a penalised training step costs, next to a plain one and to what a user would train with instead.
 
-    python examples/benchmark_step.py                                   # about ten minutes on one CPU core
-    python examples/benchmark_step.py --models resnet50 vit_small --seconds 300
-    python examples/benchmark_step.py --device cuda --autocast --compile
-    python examples/benchmark_step.py --scaling                         # curves over batch, width, classes, share
+    python -m examples.experiments.cost                          # about ten minutes on one CPU core
+    python -m examples.experiments.cost --models resnet50 vit_small --seconds 300
+    python -m examples.experiments.cost --device cuda --autocast --compile
+    python -m examples.experiments.cost --scaling                # curves over batch, width, classes, share
 
 A step is forward, loss and backward, without an optimiser, whose time would make all ratios smaller. All ways to train
 take turns in one process, and ratios are those to the plain step of the same round. Beside each measured ratio stands
-the counted one, from the forwards and backwards that the step consists of (`_benchmark_contenders.py`).
+the counted one, from the forwards and backwards that the step consists of (`contenders.py`).
 """
 
 import argparse
@@ -15,10 +15,10 @@ import shlex
 from pathlib import Path
 
 import torch
-from _benchmark_contenders import CONTENDERS, SUBJECTS
-from _benchmark_report import describe_run, plot_steps, print_tables, save, write_readme
-from _benchmark_scaling import plot_scaling, scaling
-from _benchmark_steps import Bench, overhead
+from examples.experiments.cost.contenders import CONTENDERS, SUBJECTS
+from examples.experiments.cost.report import describe_run, plot_steps, print_tables, save, write_readme
+from examples.experiments.cost.scaling import plot_scaling, scaling
+from examples.experiments.cost.steps import Bench, overhead
 from tqdm import tqdm
 
 MODELS = {
@@ -49,7 +49,7 @@ def make_parser():
 
 def command(parser, options):
     """The run's options, without where its results went."""
-    words = ["python", "examples/benchmark_step.py"]
+    words = ["python", "-m", "examples.experiments.cost"]
     for name, value in vars(options).items():
         if value != parser.get_default(name) and name not in ("out", "readme"):
             values = [] if value is True else value if isinstance(value, list) else [value]

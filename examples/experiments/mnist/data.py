@@ -1,21 +1,15 @@
 """Images and networks of the MNIST experiment; its quick form takes scikit-learn's digits and smaller networks."""
 
 import functools
-from typing import NamedTuple
 
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import nn
 from torchvision.datasets import MNIST
 
+from examples.experiments.common.experiment import Data
+
 TRAINING_IMAGES = {"mnist": 48_000, "digits": 1_000}  # the training images that come after are for validation
-
-
-class Data(NamedTuple):
-    train_x: Tensor  # (N, 1, height, width) in [0, 1]
-    train_y: Tensor
-    x: Tensor  # to judge by: images that training never sees
-    y: Tensor
 
 
 @functools.cache

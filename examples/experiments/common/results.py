@@ -9,12 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from _mnist_sweep import write, write_json
 
 import torchlipreg
+from examples.experiments.common.files import write, write_json
 
-PUBLISHED = Path(__file__).parent / "results"  # what the README's tables are made from
-NAME = "mnist_robustness"
+PUBLISHED = Path(__file__).parents[1] / "results"  # what the README's tables are made from
 KEYS = ("network", "recipe", "seed")
 LIBRARIES = ("torch", "torchvision", "secml-torch", "pyautoattack")
 
@@ -70,14 +69,14 @@ def collect(jobs, folder, command):
             **{library: version(library) for library in LIBRARIES},
         },
         "processor": f"{platform.machine()}, {torch.get_num_threads()} thread",
-        "images": f"{jobs[0].split} images of {'digits' if jobs[0].quick else 'MNIST'}",
+        "images": f"{jobs[0].split} images of {jobs[0].experiment.images[jobs[0].quick]}",
         "recipes": recipes,
     }
     return Results(rows, meta)
 
 
 def read_times(folder, network):
-    """Step times by recipe, as _mnist_timing.py takes them, with the settings that they belong to."""
+    """Step times by recipe, as timing.py takes them, with the settings that they belong to."""
     path = times_path(folder, network)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
@@ -86,7 +85,7 @@ def times_path(folder, network):
     return Path(folder) / f"times-{network}.json"
 
 
-def save(results, folder, name=NAME):
+def save(results, folder, name):
     columns = list(dict.fromkeys(column for row in results.rows for column in row))
     folder = Path(folder)
 
@@ -100,21 +99,21 @@ def save(results, folder, name=NAME):
     write_json(folder / f"{name}.json", results.meta)
 
 
-def read(folder, name=NAME):
+def read(folder, name):
     folder = Path(folder)
     with (folder / f"{name}.csv").open(newline="") as file:
         rows = [{k: _number(k, v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
     return Results(rows, json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
-def command_line(script, arguments):
+def command_line(module, arguments):
     """The command that makes the results anew, without what is of one machine or of one call only."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for name in ("--data", "--out", "--results"):
         if name in words:
             del words[words.index(name) : words.index(name) + 2]
     words = [word for word in words if word not in ("--collect", "--timing")]
-    return " ".join(["python", f"examples/{script}", *words])
+    return " ".join(["python", "-m", module, *words])
 
 
 def _number(name, text):

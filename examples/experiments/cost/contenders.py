@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-import _rivals as rivals
+from examples.experiments.common import rivals
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchlipreg import LipschitzPenalty
 
 EPSILON = 8 / 255
-PENALTY = {"weight": 1e-3, "radius": EPSILON, "input_norm": math.inf, "bounds": (0, 1)}
+PENALTY = {"weight": 1e-3, "radius": EPSILON, "input_norm": math.inf, "bounds": (0, 1), "scale": 1}
 
 
 def mlp(*widths):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from _benchmark_contenders import CONTENDERS
+from examples.experiments.cost.contenders import CONTENDERS
 from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console

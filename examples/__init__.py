@@ -1,0 +1,1 @@
+"""Scripts to copy from, and `experiments`, which made the published numbers."""

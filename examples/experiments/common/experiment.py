@@ -1,0 +1,50 @@
+"""An experiment: a data set, networks, ways to train them, and what is measured of what came out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Data(NamedTuple):
+    train_x: Tensor  # (N, channels, height, width) in [0, 1]
+    train_y: Tensor
+    x: Tensor  # to judge by: images that training never sees
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Functions are those of modules, which travel to other processes by name.
+
+    Attributes:
+        name: Of its files, and of its places in the README.
+        images: What the images are called, and those of the quick form.
+        load: (folder, split, quick) -> :class:`Data`; split is "validation", to choose settings by, or "test".
+        build: (network, quick) -> untrained model.
+        epochs: By network.
+        recipes: Network -> name -> :class:`~examples.experiments.common.recipes.Recipe`; has "plain".
+        measures: Name -> :class:`~examples.experiments.common.measures.Measure`.
+        tables: (results, network) -> tables of common/tables.py.
+        draw: (results, folder) -> paths of the pictures.
+        quick_recipes, quick_measures, quick_epochs: Of the quick form.
+    """
+
+    name: str
+    images: tuple[str, str]
+    load: Callable
+    build: Callable
+    epochs: dict
+    recipes: dict
+    measures: dict
+    tables: Callable
+    draw: Callable
+    quick_recipes: tuple = ("plain",)
+    quick_measures: tuple = ()
+    quick_epochs: int = 30  # of few steps
+    batch: int = 128
+    learning_rate: float = 1e-3
+
+    def number_of_epochs(self, network, quick):
+        return self.quick_epochs if quick else self.epochs[network]

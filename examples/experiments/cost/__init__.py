@@ -1,0 +1,1 @@
+"""What a penalised training step costs."""

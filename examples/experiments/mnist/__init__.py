@@ -1,0 +1,1 @@
+"""Training on MNIST in many ways, and attacking what came out."""
