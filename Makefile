@@ -2,10 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo check test test-slow lint clean
 
 demo: .venv/examples
 	$(BIN)/python examples/quickstart.py
+
+# Before a commit: the linters, and the tests that need no processes, no compiler and no experiment.
+check: lint
+	$(BIN)/python -m pytest -m "not (slow or distributed or compiler or experiment)"
 
 test: .venv/test
 	$(BIN)/python -m pytest -m "not slow"

@@ -32,7 +32,7 @@ def main(epochs=5):
     net = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to(device)
     model = DistributedDataParallel(net)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    penalty = LipschitzPenalty("tv", weight=1e-3, input_norm=float("inf"))
+    penalty = LipschitzPenalty("tv", weight=0.1, radius=0.1)
 
     for epoch in range(epochs):
         sampler.set_epoch(epoch)

@@ -20,3 +20,12 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def pytest_collection_modifyitems(items):
+    """Mark by place, and by the words in a test's name, what `make check` leaves out."""
+    for item in items:
+        if {"experiments", "examples"} & set(item.path.parts):
+            item.add_marker(pytest.mark.experiment)
+        if item.path.stem == "test_compile" or "compil" in item.name:
+            item.add_marker(pytest.mark.compiler)

@@ -83,7 +83,7 @@ def test_the_wheel_is_complete(built):
 def test_the_sdist_is_complete(built):
     (sdist,) = built.glob("*.tar.gz")
     names = {n.partition("/")[2] for n in tarfile.open(sdist).getnames()}
-    examples = {f"examples/{p.name}" for p in (ROOT / "examples").glob("*.py")}
+    examples = {p.relative_to(ROOT).as_posix() for p in (ROOT / "examples").rglob("*.py")}
     tests = {p.relative_to(ROOT).as_posix() for p in (ROOT / "tests").rglob("*.py")}
     assert "examples/quickstart.py" in examples
     missing = {"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "pyproject.toml", *examples, *tests} - names

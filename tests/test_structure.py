@@ -165,7 +165,10 @@ def test_public_names():
     names = {
         "LipschitzPenalty",
         "DiscrepancyWeight",
+        "ExponentialWeight",
         "RadiusDecay",
+        "WeightWarmup",
+        "gradient_ratio",
         "difference_quotient",
         "operator_norm",
         "lipschitz_lower_bound",

@@ -1,7 +1,4 @@
-"""Schedules of a penalty's weight and radius, stepped by hand like a learning-rate scheduler. Plain floats only.
-
-Long: documents four schedules.
-"""
+"""Schedules of a penalty's weight and radius, stepped like a learning-rate scheduler. Long: documents four of them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What made the tables and pictures, each a package: `python -m examples.experiments.mnist`, from the repository root."""
+"""What made the tables and pictures, each a package, run from the root: `python -m examples.experiments.mnist`."""

@@ -21,20 +21,20 @@ QUICK = ["--quick", "--models", "two-layer", "--contenders", "tv", "tv, interval
 def examples():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLBACKEND", "agg")
-        patch.syspath_prepend(str(EXAMPLES))
-        pytest.importorskip("benchmark_step", exc_type=ImportError)
+        patch.syspath_prepend(str(EXAMPLES.parent))
+        pytest.importorskip("examples.experiments.cost.__main__", exc_type=ImportError)
         yield
 
 
 def bench(model, x, contenders):
-    from _benchmark_steps import Bench
+    from examples.experiments.cost.steps import Bench
 
     return Bench(model, x, torch.randint(10, (len(x),)), contenders)
 
 
 @pytest.mark.parametrize("name", ["mlp", "resnet18", "vit_tiny"])
 def test_operations_are_as_counted(name):
-    from _benchmark_contenders import CONTENDERS, SUBJECTS, timm_model
+    from examples.experiments.cost.contenders import CONTENDERS, SUBJECTS, timm_model
 
     smaller = {"resnet18": {"channels": (16, 32, 64, 128)}, "vit_tiny": {"depth": 2}}  # the same shape, in less time
     model = timm_model(name, 32, **smaller[name]) if name in smaller else SUBJECTS[name].build(32)
@@ -54,7 +54,7 @@ def test_operations_are_as_counted(name):
 
 
 def test_counts_are_those_of_the_issue_without_a_first_layer():
-    from _benchmark_contenders import Work, penalised
+    from examples.experiments.cost.contenders import Work, penalised
 
     reused, not_reused = Work(0, follows=False, reuses=True), Work(0, follows=True, reuses=False)
     for share in (1 / 8, 1):
@@ -75,7 +75,7 @@ class Convolutions(nn.Sequential):
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.Identity])
 @pytest.mark.parametrize("method", ["tv", "ptv", "max", "sum"])
 def test_memory_grows_by_twice_the_share_at_most(norm, method):
-    from _benchmark_contenders import penalised
+    from examples.experiments.cost.contenders import penalised
 
     shares = (1 / 8, 1 / 4, 1 / 2, 1)
     steps = bench(Convolutions(norm), torch.rand(32, 3, 16, 16), {s: penalised(method, s) for s in shares})
@@ -88,7 +88,7 @@ def test_memory_grows_by_twice_the_share_at_most(norm, method):
 
 
 def test_live_bytes_sees_births_and_deaths():
-    from _benchmark_measure import LiveBytes
+    from examples.experiments.cost.measure import LiveBytes
 
     x = torch.ones(1000)
     with LiveBytes() as live:
@@ -105,7 +105,7 @@ def test_live_bytes_sees_births_and_deaths():
 
 
 def test_all_take_turns_in_a_rotating_order():
-    from _benchmark_measure import interleaved, quartiles
+    from examples.experiments.common.clock import interleaved, quartiles
 
     order = []
     runs = {name: lambda name=name: order.append(name) for name in "abc"}
@@ -119,7 +119,7 @@ def test_all_take_turns_in_a_rotating_order():
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    import benchmark_step
+    from examples.experiments.cost import __main__ as benchmark_step
 
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "README.md").write_text("a\n<!-- benchmark_step -->\nold\n<!-- /benchmark_step -->\nb\n")
@@ -137,7 +137,7 @@ def test_results_are_kept(quick):
     for row in rows.values():
         assert 0 < row["lower quartile"] <= row["time"] <= row["upper quartile"]
         assert row["counted"] == pytest.approx(row["operations"], rel=0.01)
-    assert kept["run"]["command"] == f"python examples/benchmark_step.py --models two-layer {command_tail()}"
+    assert kept["run"]["command"] == f"python -m examples.experiments.cost --models two-layer {command_tail()}"
     assert str(folder) not in json.dumps(kept)
     assert (folder / "new" / "r.png").stat().st_size > 10_000
 
@@ -147,7 +147,7 @@ def command_tail():
 
 
 def test_readme_is_written(quick):
-    from _benchmark_report import readme_table
+    from examples.experiments.cost.report import readme_table
 
     results, folder = quick
     text = (folder / "README.md").read_text()
@@ -159,12 +159,12 @@ def test_readme_is_written(quick):
 
 
 def test_readme_shows_the_results_file():
-    from _benchmark_report import readme_table
-    from benchmark_step import make_parser
+    from examples.experiments.cost.__main__ import make_parser
+    from examples.experiments.cost.report import readme_table
 
-    results = json.loads((EXAMPLES / "results" / "benchmark_step.json").read_text(encoding="utf-8"))
+    results = json.loads((EXAMPLES / "experiments" / "results" / "benchmark_step.json").read_text(encoding="utf-8"))
     shown = re.search(r"<!-- benchmark_step -->\n(.*)\n<!-- /benchmark_step -->", README.read_text("utf-8"), re.DOTALL)
-    assert shown[1] == readme_table(results), "run examples/benchmark_step.py with --out and --readme again"
+    assert shown[1] == readme_table(results), "run examples.experiments.cost with --out and --readme again"
     assert {model["batch size"] for model in results["models"].values()} == {make_parser().get_default("batch_size")}
 
 
@@ -173,14 +173,14 @@ def test_readme_shows_the_results_file():
 @pytest.mark.parametrize("more", [[], ["--autocast"], ["--compile"]], ids=str)
 def test_on_a_gpu(tmp_path, more):
     """Written without a GPU at hand."""
-    import benchmark_step
+    from examples.experiments.cost import __main__ as benchmark_step
 
     results = benchmark_step.main([*QUICK, "--device", "cuda", *more, "--out", str(tmp_path / "r.json")])
     assert all(row["time"] > 0 for row in results["models"]["two-layer"]["rows"])
 
 
 def test_scaling(tmp_path):
-    import benchmark_step
+    from examples.experiments.cost import __main__ as benchmark_step
 
     results = benchmark_step.main(["--quick", "--scaling", "--out", str(tmp_path / "s.json")])
     assert {point["axis"] for point in results["points"]} == {"batch size", "width", "classes", "share"}

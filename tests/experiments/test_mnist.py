@@ -20,27 +20,36 @@ QUICK = ["--quick", "--networks", "mlp", "--recipes", "plain,tv"]
 def _examples():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MPLBACKEND", "agg")
-        patch.syspath_prepend(str(ROOT / "examples"))
-        pytest.importorskip("mnist_robustness", exc_type=ImportError)
+        patch.syspath_prepend(str(ROOT))
+        pytest.importorskip("examples.experiments.mnist.experiment", exc_type=ImportError)
         yield
 
 
 def run(out, *arguments):
-    import mnist_robustness
+    from examples.experiments.common import command
+    from examples.experiments.mnist.experiment import MNIST, MODULE
 
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()):
-        return mnist_robustness.main([*QUICK, "--out", str(out), *arguments]), printed.getvalue()
+        return command.main(MNIST, MODULE, [*QUICK, "--out", str(out), *arguments]), printed.getvalue()
+
+
+def jobs(out, measures=None):
+    from examples.experiments.common import command
+    from examples.experiments.mnist.experiment import MNIST
+
+    options = command.options_from(MNIST, [*QUICK, "--out", str(out)])
+    return command.all_jobs(MNIST, options, tuple(options.measures if measures is None else measures))
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A sweep that is stopped after its first model and then goes on: where, when the first was written, what came."""
-    import _mnist_sweep
+    from examples.experiments.common import sweep
 
     out = tmp_path_factory.mktemp("mnist")
     with pytest.MonkeyPatch.context() as patch:
-        once = iter([_mnist_sweep.run])
-        patch.setattr(_mnist_sweep, "run", lambda job: next(once, _stop)(job))
+        once = iter([sweep.run])
+        patch.setattr(sweep, "run", lambda job: next(once, _stop)(job))
         with pytest.raises(KeyboardInterrupt):
             run(out)
     files = [*out.glob("*.json"), *out.glob("*.pt")]
@@ -61,10 +70,8 @@ def test_a_stopped_sweep_goes_on_where_it_was(swept):
 
 
 def test_a_missing_measure_is_made_of_the_stored_model(swept):
-    from mnist_robustness import all_jobs, options_from
-
     out, _, results, _ = swept
-    job = next(job for job in all_jobs(options_from([*QUICK, "--out", str(out)]), ()) if job.name == "tv")
+    job = next(job for job in jobs(out, ()) if job.name == "tv")
     record = json.loads(job.path.read_text())
     del record["done"]["norms"], record["values"]["operator norm l2"]
     job.path.write_text(json.dumps(record))
@@ -75,17 +82,14 @@ def test_a_missing_measure_is_made_of_the_stored_model(swept):
 
 
 def test_a_changed_recipe_is_run_anew(swept, monkeypatch):
-    import _mnist_recipes
-    from mnist_robustness import all_jobs, options_from
+    from examples.experiments.mnist.recipes import RECIPES
 
     out, *_ = swept
-    options = options_from([*QUICK, "--out", str(out)])
-    measures = tuple(options.measures)
-    assert not any(job.missing() for job in all_jobs(options, measures))
-    recipe = _mnist_recipes.RECIPES["mlp"]["tv"]
+    assert not any(job.missing() for job in jobs(out))
+    recipe = RECIPES["mlp"]["tv"]
     changed = dataclasses.replace(recipe, penalty=recipe.penalty | {"weight": 0.5})
-    monkeypatch.setitem(_mnist_recipes.RECIPES["mlp"], "tv", changed)
-    assert [job.name for job in all_jobs(options, measures) if job.missing()] == ["tv"]
+    monkeypatch.setitem(RECIPES["mlp"], "tv", changed)
+    assert [job.name for job in jobs(out) if job.missing()] == ["tv"]
 
 
 def test_tables_and_files(swept):
@@ -117,7 +121,7 @@ def test_laws_of_the_numbers(swept):
 @pytest.fixture(scope="module")
 def model_and_data(swept):
     """The plain model of the sweep, on 60 images."""
-    from _mnist_data import build, load
+    from examples.experiments.mnist.data import build, load
 
     model = build("mlp", quick=True).eval().requires_grad_(False)
     model.load_state_dict(torch.load(swept[0] / "mlp-plain-0.pt", weights_only=True))
@@ -127,7 +131,7 @@ def model_and_data(swept):
 
 @pytest.mark.parametrize(("norm", "order"), [("linf", torch.inf), ("l2", 2)])
 def test_pgd_fills_its_ball_and_never_leaves_it(model_and_data, norm, order):
-    from _attacks import pgd
+    from examples.experiments.common.attacks import pgd
 
     model, x, y = model_and_data
     perturbed = pgd(model, x, y, 0.3, norm=norm)
@@ -139,8 +143,8 @@ def test_pgd_fills_its_ball_and_never_leaves_it(model_and_data, norm, order):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_autoattack_is_at_least_as_strong_as_pgd(model_and_data, norm):
-    from _attacks import autoattack, pgd
-    from _mnist_evaluation import GRADIENT_ATTACKS, accuracy
+    from examples.experiments.common.attacks import autoattack, pgd
+    from examples.experiments.common.measures import GRADIENT_ATTACKS, accuracy
 
     model, x, y = model_and_data
     epsilon = {"linf": 0.05, "l2": 0.3}[norm]
@@ -152,7 +156,7 @@ def test_autoattack_is_at_least_as_strong_as_pgd(model_and_data, norm):
 
 
 def test_no_noise_is_the_clean_image(model_and_data):
-    from _mnist_evaluation import PERTURB
+    from examples.experiments.common.measures import PERTURB
 
     model, x, y = model_and_data
     assert torch.equal(PERTURB["noise"](model, x, y, 0.0), x)
@@ -161,13 +165,14 @@ def test_no_noise_is_the_clean_image(model_and_data):
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])
 def test_every_recipe_trains(network):
-    from _mnist_data import load
-    from _mnist_recipes import RECIPES
-    from _mnist_training import Training
+    from examples.experiments.common.training import Training
+    from examples.experiments.mnist.data import load
+    from examples.experiments.mnist.experiment import MNIST
+    from examples.experiments.mnist.recipes import RECIPES
 
     data = load("", "test", True)
     for name, recipe in RECIPES[network].items():
-        training = Training(network, recipe, seed=0, quick=True)
+        training = Training(MNIST, network, recipe, seed=0, quick=True)
         before = [parameter.clone() for parameter in training.model.parameters()]
         training.step(data.train_x[:128], data.train_y[:128])
         after = list(training.model.parameters())
@@ -176,13 +181,14 @@ def test_every_recipe_trains(network):
 
 
 def test_warm_up_ends_when_the_training_accuracy_passes():
-    from _mnist_data import load
-    from _mnist_recipes import RECIPES
-    from _mnist_training import RUNNING, Training
+    from examples.experiments.common.training import RUNNING, Training
+    from examples.experiments.mnist.data import load
+    from examples.experiments.mnist.experiment import MNIST
+    from examples.experiments.mnist.recipes import RECIPES
 
     data = load("", "test", True)
     recipe = RECIPES["mlp"]["logits-warmup"]
-    training = Training("mlp", recipe, seed=0, quick=True)
+    training = Training(MNIST, "mlp", recipe, seed=0, quick=True)
     for step in range(8 * RUNNING):
         weight = training.penalty.weight
         training.step(data.train_x[:64], data.train_y[:64])
@@ -194,14 +200,15 @@ def test_warm_up_ends_when_the_training_accuracy_passes():
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_weight_falls_in_equal_steps(quick):
-    from _mnist_recipes import RECIPES
-    from _mnist_training import BATCH, Training, number_of_epochs
+    from examples.experiments.common.training import Training
+    from examples.experiments.mnist.experiment import MNIST
+    from examples.experiments.mnist.recipes import RECIPES
 
     recipe = RECIPES["mlp"]["tv"]
-    training, weights = Training("mlp", recipe, seed=0, quick=quick), []
+    training, weights = Training(MNIST, "mlp", recipe, seed=0, quick=quick), []
     training.step = lambda x, y: weights.append(training.penalty.weight)
-    images = torch.zeros(3 * BATCH + 1, 1)
-    for _ in range(epochs := number_of_epochs("mlp", quick)):
+    images = torch.zeros(3 * MNIST.batch + 1, 1)
+    for _ in range(epochs := MNIST.number_of_epochs("mlp", quick)):
         training.epoch(images, images)
     assert len(weights) == 3 * epochs
     assert [new / old for old, new in itertools.pairwise(weights)] == pytest.approx(
@@ -212,13 +219,14 @@ def test_the_weight_falls_in_equal_steps(quick):
 
 
 def test_the_points_closest_to_a_decision_are_penalised():
-    from _mnist_data import load
-    from _mnist_recipes import RECIPES
-    from _mnist_training import Training
+    from examples.experiments.common.training import Training
+    from examples.experiments.mnist.data import load
+    from examples.experiments.mnist.experiment import MNIST
+    from examples.experiments.mnist.recipes import RECIPES
 
     data, recipe = load("", "test", True), RECIPES["mlp"]["tv"]
     recipe = dataclasses.replace(recipe, penalty=recipe.penalty | {"num_pairs": 20})
-    training = Training("mlp", recipe, seed=0, quick=True)
+    training = Training(MNIST, "mlp", recipe, seed=0, quick=True)
     x = data.train_x[:64]
     first, second = training.model(x).topk(2).values.unbind(1)
     training.step(x, data.train_y[:64])
@@ -228,8 +236,9 @@ def test_the_points_closest_to_a_decision_are_penalised():
 
 
 def test_a_recipe_that_would_ignore_a_setting_is_refused():
-    from _mnist_recipes import EPSILON, WARMUP, Recipe, flip
-    from _rivals import fgsm_training
+    from examples.experiments.common.recipes import Recipe, flip
+    from examples.experiments.common.rivals import fgsm_training
+    from examples.experiments.mnist.recipes import EPSILON, WARMUP
 
     with pytest.raises(ValueError, match="`penalty` for weight_fall"):
         Recipe("plain", weight_fall=0.1)
@@ -238,14 +247,15 @@ def test_a_recipe_that_would_ignore_a_setting_is_refused():
 
 
 def test_settings_name_the_defaults_of_the_loss():
-    from _mnist_recipes import RECIPES
+    from examples.experiments.mnist.recipes import RECIPES
 
     assert RECIPES["mlp"]["trades"].settings() == {"loss": "trades(epsilon=0.1, beta=6.0, steps=10)"}
 
 
 def test_missing_data_is_told(tmp_path, monkeypatch):
-    from _mnist_data import load
     from torchvision.datasets import MNIST
+
+    from examples.experiments.mnist.data import load
 
     monkeypatch.setattr(MNIST, "mirrors", ["file:///nowhere/"])
     with (
@@ -256,7 +266,7 @@ def test_missing_data_is_told(tmp_path, monkeypatch):
 
 
 def test_validation_images_are_neither_trained_on_nor_the_test_images():
-    from _mnist_data import load
+    from examples.experiments.mnist.data import load
 
     validation, test = load("", "validation", True), load("", "test", True)
     assert torch.equal(validation.train_x, test.train_x)
@@ -265,13 +275,31 @@ def test_validation_images_are_neither_trained_on_nor_the_test_images():
 
 
 def test_readme_shows_the_published_results():
-    from _mnist_readme import MARKED, filled, robustness_contents, settings_contents
-    from _mnist_results import PUBLISHED, read
+    from examples.experiments.common.readme import contents_of, filled, marked
+    from examples.experiments.common.results import PUBLISHED, read
+    from examples.experiments.mnist.experiment import MNIST
+    from examples.experiments.mnist.settings import contents as settings_contents
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    contents = robustness_contents(read(PUBLISHED)) | settings_contents(read(PUBLISHED, "mnist_settings"))
-    assert {match[1] for match in MARKED.findall(readme)} == contents.keys()
-    assert filled(readme, contents) == readme, "run examples/mnist_robustness.py and mnist_settings.py with --readme"
+    contents = contents_of(MNIST, read(PUBLISHED, "mnist_robustness"))
+    contents |= settings_contents(read(PUBLISHED, "mnist_settings"))
+    assert {match[1] for match in marked("mnist").findall(readme)} == contents.keys()
+    assert filled(readme, "mnist", contents) == readme, "run both commands of the MNIST experiment with --readme"
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_published_records_are_those_of_todays_recipes(network):
+    """Their settings decide the fingerprints, by which a stored model is found again."""
+    from examples.experiments.common.recipes import as_first_recorded
+    from examples.experiments.common.results import PUBLISHED, read
+    from examples.experiments.mnist.recipes import RECIPES
+
+    published = read(PUBLISHED, "mnist_robustness").meta["recipes"][network]
+    assert len(published) > 10
+    for name, record in published.items():
+        recipe = RECIPES[network][name]
+        for word, value in as_first_recorded(recipe.settings(), recipe).items():
+            assert record[word] == value, name
 
 
 COLUMNS = ("fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1", "pgd l2 1.0", "pgd l2 2.0", "noise 0.8")
@@ -291,9 +319,9 @@ COLUMNS = ("fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1", "pgd l2 
     ],
 )
 def test_the_readmes_claims_hold_in_the_published_results(network, ours, theirs, columns, share):
-    from _mnist_results import PUBLISHED, read
+    from examples.experiments.common.results import PUBLISHED, read
 
-    results = read(PUBLISHED)
+    results = read(PUBLISHED, "mnist_robustness")
     for column in ("clean", *columns):
         mine, other = (results.numbers(network, recipe, column) for recipe in (ours, theirs))
         assert len(mine) == len(other) == 3, column
@@ -303,8 +331,10 @@ def test_the_readmes_claims_hold_in_the_published_results(network, ours, theirs,
 
 
 def test_tv_keeps_the_clean_accuracy_of_plain_training():
-    from _mnist_results import PUBLISHED, read
+    from examples.experiments.common.results import PUBLISHED, read
 
-    clean = {name: read(PUBLISHED).numbers("mlp", name, "clean") for name in ("plain", "tv", "tv-whole")}
+    clean = {
+        name: read(PUBLISHED, "mnist_robustness").numbers("mlp", name, "clean") for name in ("plain", "tv", "tv-whole")
+    }
     assert all(len(values) >= 3 for values in clean.values())
     assert min(statistics.mean(clean["tv"]), statistics.mean(clean["tv-whole"])) >= statistics.mean(clean["plain"])

@@ -1,6 +1,5 @@
-"""The claims that the pictures of examples/polynomial.py make, on short trainings."""
+"""The claims that the pictures of examples/experiments/polynomial make, on short trainings."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -9,22 +8,20 @@ from statistics import mean
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
 SEEDS = range(3)
 STEPS = 200
 
 
 @pytest.fixture(scope="module")
 def polynomial():
-    spec = importlib.util.spec_from_file_location("polynomial", EXAMPLES / "polynomial.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["polynomial"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the nets are too small for more
-    yield module
-    torch.set_num_threads(threads)
-    del sys.modules["polynomial"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT))
+        module = pytest.importorskip("examples.experiments.polynomial.training", exc_type=ImportError)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # the nets are too small for more
+        yield module
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +62,8 @@ def test_data_is_missing_in_the_gaps_only(polynomial):
 
 @pytest.mark.slow
 def test_script_writes_its_pictures(tmp_path):
-    command = [sys.executable, "-W", "error", EXAMPLES / "polynomial.py", "--quick", "--out", tmp_path]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, "-W", "error", "-m", "examples.experiments.polynomial", "--quick", "--out", tmp_path]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     pictures = list(tmp_path.glob("*.png"))
     assert len(pictures) == 5
     assert all(str(picture) in printed for picture in pictures)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchlipreg.call.first_batch import check_first_batch, points_needed
 from torchlipreg.call.region import Region
-from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.checks import check_row_numbers
 from torchlipreg.geometry.ascent import Rule
@@ -137,21 +137,6 @@ class LocalPairs:
         """Remember the pairs for ``update=False``; the next call draws others."""
         floor = self.region.resolution.floor
         state.advance(carried._replace(memory={}), floor, batch.finite.all(), valid=batch.valid)
-
-
-def points_needed(radius: float | None) -> int:
-    """Return how many data points a pair starts from."""
-    return 2 if radius is None else 1
-
-
-def check_first_batch(settings: Settings, radius: float | None, x: Tensor) -> None:
-    """Raise ValueError if X_lip is to start from a batch with too few points."""
-    if settings.persistent and len(x) < points_needed(radius):
-        raise ValueError(
-            f"Expected the first `x`, from which the pairs of method {settings.method!r} start, to hold at least "
-            f"{points_needed(radius)} data points with `radius`={radius}, but got {len(x)}. Give a larger batch"
-            + (", or a `radius`." if radius is None else ".")
-        )
 
 
 def finite_copy(x: Tensor) -> Tensor:

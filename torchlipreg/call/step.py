@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.call.methods import Batch, LocalPairs, PersistentPairs, check_first_batch, finite_copy
+from torchlipreg.call.first_batch import first_look
+from torchlipreg.call.methods import Batch, LocalPairs, PersistentPairs, finite_copy
+from torchlipreg.call.reduction import by_row, reduce, reduce_here
 from torchlipreg.call.region import Region
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.call.watch import ROWS, Watch
-from torchlipreg.checks import check_channels, check_values
-from torchlipreg.distributed import largest_or_raise, reduce_max, reduce_mean
+from torchlipreg.checks import check_channels
 from torchlipreg.geometry.ascent import Rule, ascend
-from torchlipreg.geometry.norms import row_norm
-from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_floor
+from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.model.fixed import FixedFunction, fixed_function
 from torchlipreg.model.modules import compute_dtype
 from torchlipreg.model.reuse import LoopOutputs, OutputReuse
@@ -113,8 +113,9 @@ class Step:
 
     def _resolution(self, model: Callable[[Tensor], Any], points: Tensor) -> Resolution:
         """Return ε and the floor, on which the first batch decides: its values are looked at, and may be refused."""
-        floor = self._first_look(model, points) if self.state.floor is None else self.state.floor
-        return Resolution(self.radius, floor)
+        if self.state.floor is not None:
+            return Resolution(self.radius, self.state.floor)
+        return first_look(self.settings, self.radius, compute_dtype(model, points), points, self.state.warn_once)
 
     def _as_before(
         self, q: PairQuotient, f: FixedFunction, previous: Carried, points: Tensor, side: SideRows
@@ -174,14 +175,7 @@ class Step:
         return f.given(take_rows(side, slice(count))).follow_statistics(finite_copy(points[:count]))
 
     def _reduce(self, q: Tensor, valid: Tensor | None) -> Tensor:
-        """Return the penalty's value from the quotients, zero where they do not count, and note the largest."""
-        exponent = self.settings.exponent
-        if self.settings.method == "max":
-            maximum = reduce_max(by_row(q))
-            self.state.estimate = maximum.detach()
-            return maximum.pow(exponent)
-        count = q.new_full((), len(q)) if valid is None else valid.sum(dtype=q.dtype)  # no copy from the host
-        value, self.state.estimate = reduce_mean(row_power(q, exponent).sum(), count, q.detach().amax())
+        value, self.state.estimate = reduce(q, valid, self.settings)
         return value
 
     def _look(
@@ -190,49 +184,13 @@ class Step:
         """Let the watch see the value's gradient at some pairs (max: the largest), in a graph of its own."""
         if f.is_sharded or torch.compiler.is_compiling():
             return
-        is_max = self.settings.method == "max"
         count = min(ROWS, len(quotients))
-        rows = by_row(quotients.detach()).topk(count).indices if is_max else slice(count)
+        largest = self.settings.method == "max"
+        rows = by_row(quotients.detach()).topk(count).indices if largest else slice(count)
         pairs = carried.pairs.map(lambda z: z[rows])
         with f.eagerly():
             f = f.given(take_rows(carried.side, rows))
-            q = self._quotient(f, region)
-            if self.settings.one_sided:
-                q.fx = f(pairs.x).detach()
+            q, fx = self._quotient(f, region), f(pairs.x)
+            q.fx = fx.detach() if self.settings.one_sided else fx
             some = q(pairs, None if valid is None else valid[rows])
-        exponent = self.settings.exponent
-        self.watch.look(by_row(some).amax().pow(exponent) if is_max else row_power(some, exponent).mean())
-
-    def _first_look(self, model: Callable[[Tensor], Any], points: Tensor) -> float:
-        """Check the values of the first batch, and return the smallest distance that the dtype resolves there."""
-        error = None
-        try:
-            check_values(points, self.settings.bounds)
-            check_first_batch(self.settings, self.radius, points)
-        except ValueError as e:
-            error = e
-        scale = largest_or_raise(row_norm(points, self.settings.input_norm).sum() / max(1, len(points)), error)
-        dtype = compute_dtype(model, points)
-        floor = distance_floor(dtype, scale)
-        if self.settings.one_sided and Resolution(self.radius, floor).limit:
-            raise ValueError(
-                f"Expected `radius` with `one_sided`=True to be at least what {dtype} resolves for inputs of norm "
-                f"{scale:.3g}, {floor:.2g}, but got {self.radius:g}: a derivative has no f(x) to hold as a target."
-            )
-        if self.radius is not None and 0 < self.radius < floor:
-            self.state.warn_once(
-                f"`radius`={self.radius:g} is less than {dtype} resolves for inputs of norm {scale:.3g} ({floor:.2g}): "
-                "the limit ε → 0, the directional derivative, is computed instead. Pass radius=0 to ask for it."
-            )
-        return floor
-
-
-def row_power(q: Tensor, exponent: int) -> Tensor:
-    """Return q^exponent of each pair, shape (N,): the mean over positions where each has its own quotient."""
-    powers = q.pow(exponent)
-    return powers if q.dim() == 1 else powers.mean(1)
-
-
-def by_row(q: Tensor) -> Tensor:
-    """Return the largest quotient of each pair, shape (N,), where each position of the output has its own."""
-    return q if q.dim() == 1 else q.amax(1)
+        self.watch.look(reduce_here(some, self.settings), fx)

@@ -13,7 +13,8 @@ from torchlipreg.model.graph import nearest_weights
 
 LOOKS = 50  # that agree before a warning
 EARLY, LATE = 8, 64  # calls from look to look: for the first LOOKS, and afterwards
-INERT, RUINOUS = 1e-4, 1.0
+INERT = 1e-4  # a share under which the penalty does nothing
+BALANCE, FLAT = 0.5, 0.5  # a share with which it holds back the task, and a spread of outputs that is next to none
 WEIGHTS = 2  # the matrices nearest to the output stand for all parameters
 ROWS = 32  # pairs stand for all
 NO_TASK = 1e5  # a share beyond is rounding: there was no task in that backward
@@ -27,6 +28,10 @@ class Watch:
     gradient there; the sum with the task's is read by hooks in the training loop's own backward. It looks in every 8th
     call at first, after 50 looks in every 64th. On several processes the gradients are those of this process, before
     they are averaged.
+
+    The share alone tells what is inert. It cannot tell what is ruinous: where a training comes to rest the two
+    gradients cancel, and the share is about 1 whatever the weight. Ruinous is a penalty in that balance (a share over
+    .5) whose model is next to constant: outputs of different data points lie less than half an output unit apart.
 
     Attributes:
         share: The last that is known, None before.
@@ -42,16 +47,21 @@ class Watch:
     def due(self) -> bool:
         """Count a call, and say whether to look in it."""
         self._calls += 1
-        return (self._calls - 1) % (EARLY if self._calls <= EARLY * LOOKS else LATE) == 0
+        return self._calls % (EARLY if self._calls <= EARLY * LOOKS else LATE) == 0
 
-    def look(self, value: Tensor) -> None:
-        """Take the gradient of reduceᵢ qᵢ^exponent at some pairs, 0-dim, from a graph that was built for it."""
+    def look(self, value: Tensor, fx: Tensor) -> None:
+        """Take the penalty's gradient.
+
+        Args:
+            value: reduceᵢ qᵢ^exponent at some pairs, 0-dim, with a graph that was built for the look.
+            fx: Outputs at their data points, shape (N, *).
+        """
         self.collect()
         weights = nearest_weights(value, WEIGHTS)
         if weights:
             # retain_graph: statistics of BatchNorm that follow the batch share their graph with the training's.
             gradients = torch.autograd.grad(value, weights, retain_graph=True)
-            self._look = _Look(weights, [g.float() for g in gradients])
+            self._look = _Look(weights, [g.float() for g in gradients], spread_of(fx.detach().float()))
 
     def follow(self, penalty: Tensor, factor: float, interval: int) -> None:
         """Read the sum with the task's gradient in the backward that the penalty takes part in, if this call looked.
@@ -69,24 +79,24 @@ class Watch:
         """Take in the last look's share, if the device has it ready."""
         if self._pending is None or (self._pending[1] is not None and not self._pending[1].query()):
             return
-        (share,), self._pending = self._pending[0].tolist(), None  # it lies on the host by now
+        (share, spread), self._pending = self._pending[0].tolist(), None  # they lie on the host by now
         if not share < NO_TASK:  # a backward of the penalty alone, or a step that overflowed
             return
         self.share = share
-        for verdict, agrees in (("inert", share < INERT), ("ruinous", share > RUINOUS)):
+        for verdict, agrees in (("inert", share < INERT), ("ruinous", share > BALANCE and spread < FLAT)):
             self._agreeing[verdict] = self._agreeing[verdict] + 1 if agrees else 0
 
     def verdict(self) -> str | None:
         """Return "inert" or "ruinous" if the last 50 looks agree on it."""
         return next((verdict for verdict, looks in self._agreeing.items() if looks >= LOOKS), None)
 
-    def _note(self, share: Tensor) -> None:
-        """Send a share, shape (1,), to the host without waiting for it."""
-        if not share.is_cuda:
-            self._pending = (share, None)
+    def _note(self, found: Tensor) -> None:
+        """Send share and spread, shape (2,), to the host without waiting for them."""
+        if not found.is_cuda:
+            self._pending = (found, None)
             return
-        host = torch.empty(share.shape, dtype=share.dtype, pin_memory=True)
-        host.copy_(share, non_blocking=True)
+        host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        host.copy_(found, non_blocking=True)
         event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record()
         self._pending = (host, event)
@@ -98,8 +108,8 @@ class Watch:
 class _Look:
     """One look: the penalty's gradient is known, the sum with the task's comes with the loop's backward."""
 
-    def __init__(self, weights: list[Tensor], gradients: list[Tensor]) -> None:
-        self.weights, self.gradients = weights, gradients
+    def __init__(self, weights: list[Tensor], gradients: list[Tensor], spread: Tensor) -> None:
+        self.weights, self.gradients, self.spread = weights, gradients, spread
         self.task: dict[int, Tensor] = {}
         self.done: set[int] = set()
         self.loss_scale: Tensor | None = None  # ∂ loss / ∂ penalty: loss scaling and accumulation are in it
@@ -122,7 +132,8 @@ class _Look:
     def _finish(self, i: int, weight: Tensor) -> None:
         self.done.add(i)
         if self.loss_scale is not None and len(self.done) == len(self.task) == len(self.weights):
-            self.note((self.loss_scale.abs() * _norm(self.gradients) / _norm(list(self.task.values()))).reshape(1))
+            share = self.loss_scale.abs() * _norm(self.gradients) / _norm(list(self.task.values()))
+            self.note(torch.stack([share, self.spread]))
             for handle in self.handles:
                 handle.remove()
 
@@ -135,6 +146,12 @@ def _hooked(register: Callable[..., Any], hook: Any) -> Any:
 
 def _norm(gradients: list[Tensor]) -> Tensor:
     return torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+
+
+def spread_of(outputs: Tensor) -> Tensor:
+    """Return how far apart the outputs of different points lie, root mean square, 0-dim."""
+    around = (outputs - outputs.mean(0)).flatten(1)
+    return (2 * around.square().sum(1).mean()).sqrt()
 
 
 def advice(verdict: str, share: float, weight: float) -> str:
@@ -150,8 +167,8 @@ def advice(verdict: str, share: float, weight: float) -> str:
             else f"The penalty does nothing: in {LOOKS} looks its gradient was zero. Does `model` use its input?"
         )
     return (
-        f"The penalty outweighs the task: in {LOOKS} looks its gradient was more than the task's (now {share:.2g} "
-        f"times), and the model is likely to become constant. Lower the `weight` ({0.3 * weight / share:.1g} would "
-        "make it a third), or bring it in with `WeightWarmup`. Check that `radius` and `scale` are in the units of the "
-        "inputs; where these are normalised, give `normalization`=(mean, std)."
+        f"The penalty makes the model constant: in {LOOKS} looks its gradient was as large as the task's (now "
+        f"{share:.2g} times), and outputs of different data points less than {FLAT:g} apart. Lower the `weight`, or "
+        "bring it in with `WeightWarmup`; check that `radius` and `scale` are in the units of the inputs, and where "
+        "these are normalised, give `normalization`=(mean, std)."
     )

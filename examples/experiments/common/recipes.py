@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,7 +10,10 @@ from torchlipreg import LipschitzPenalty
 
 SCHEDULE = ("weight_fall", "discrepancy")  # how the penalty is applied
 STATED = {"radius", "input_norm", "scale"}  # what a weight means depends on them, so that no default is relied upon
-BARE = re.compile(r"exponent=(\d), scale=1(?:\.0)?,")
+FIRST_WORDS = (
+    *("weight", "radius", "num_pairs", "choose", "input_norm", "output_norm", "power", "ascent", "ascent_steps"),
+    *("step_size", "momentum", "anchored", "bounds", "noise", "interval", "output", "seed"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,19 @@ class Recipe:
         return {name: value for name in SCHEDULE if (value := getattr(self, name)) != getattr(Recipe, name)}
 
 
-def as_first_recorded(settings):
+def as_first_recorded(settings, recipe):
     """The same settings in the words that the first records hold, so that these are found by their fingerprints.
 
     `exponent` was called `power` then, and there was no `scale`: quotients were bare, which scale=1 says now.
     """
-    if "penalty" not in settings:
+    if recipe.penalty is None:
         return settings
-    return settings | {"penalty": BARE.sub(r"power=\1,", settings["penalty"])}
+    of = LipschitzPenalty(**recipe.penalty).settings.arguments() | {"weight": float(recipe.penalty["weight"])}
+    if of["scale"] != 1 or of["normalization"] is not None or of["one_sided"]:
+        return settings
+    of |= {"power": of["exponent"], "anchored": recipe.penalty.get("anchored", True)}
+    words = (f"{name}={getattr(of[name], '__qualname__', repr(of[name]))}" for name in FIRST_WORDS)
+    return settings | {"penalty": f"LipschitzPenalty({of['method']!r}, {', '.join(words)})"}
 
 
 def flip(label, method, weight, loss=plain, arguments=None, **options):

@@ -47,7 +47,7 @@ class Job:
         return self.recipe.settings() | training | {"split": self.split, "quick": self.quick}
 
     def fingerprint(self):
-        words = json.dumps([self.network, self.seed, as_first_recorded(self.settings())], sort_keys=True)
+        words = json.dumps([self.network, self.seed, as_first_recorded(self.settings(), self.recipe)], sort_keys=True)
         return hashlib.sha256(words.encode()).hexdigest()[:16]
 
     def record(self):

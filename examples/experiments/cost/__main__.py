@@ -15,11 +15,12 @@ import shlex
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
 from examples.experiments.cost.contenders import CONTENDERS, SUBJECTS
 from examples.experiments.cost.report import describe_run, plot_steps, print_tables, save, write_readme
 from examples.experiments.cost.scaling import plot_scaling, scaling
 from examples.experiments.cost.steps import Bench, overhead
-from tqdm import tqdm
 
 MODELS = {
     "quick": ["two-layer", "mlp"],

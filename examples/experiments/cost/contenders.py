@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from examples.experiments.common import rivals
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from examples.experiments.common import rivals
 from torchlipreg import LipschitzPenalty
 
 EPSILON = 8 / 255

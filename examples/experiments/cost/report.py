@@ -9,11 +9,12 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from examples.experiments.cost.contenders import CONTENDERS
 from matplotlib.ticker import NullLocator, ScalarFormatter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+
+from examples.experiments.cost.contenders import CONTENDERS
 
 OURS, RIVALS, COUNTED = "#0072B2", "#D55E00", "#000000"  # of Okabe and Ito
 IN_README = [name for name in CONTENDERS if name not in ("plain", "tv, 2 steps", "sum, N/2 pairs")]

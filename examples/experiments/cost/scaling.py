@@ -2,10 +2,11 @@
 
 import matplotlib.pyplot as plt
 import torch
-from examples.experiments.cost.contenders import CONTENDERS, SUBJECTS, penalised, timm_model
-from examples.experiments.cost.steps import Bench
 from matplotlib.ticker import FuncFormatter, NullLocator
 from tqdm import tqdm
+
+from examples.experiments.cost.contenders import CONTENDERS, SUBJECTS, penalised, timm_model
+from examples.experiments.cost.steps import Bench
 
 TIMED = ["tv", "tv, 1/8 of batch", "max, N/2 pairs"]
 SHARES = [1 / 8, 1 / 4, 1 / 2, 1]

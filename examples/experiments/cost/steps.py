@@ -5,11 +5,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from examples.experiments.cost.contenders import CONTENDERS, Contender, Work, mlp
-from examples.experiments.common.clock import interleaved, quartiles
-from examples.experiments.cost.measure import operations_and_memory
 from torch import nn
 from torch._functorch import config as functorch_config
+
+from examples.experiments.common.clock import interleaved, quartiles
+from examples.experiments.cost.contenders import CONTENDERS, Contender, Work, mlp
+from examples.experiments.cost.measure import operations_and_memory
 
 DEAR = 5  # times a plain step: what costs more takes part in every fourth round
 TURN = 0.01  # seconds, at least, that a contender runs before it is the next one's turn

@@ -4,14 +4,23 @@ import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from _mnist_evaluation import STRENGTHS
-from _report import STYLES
 from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
 
+from examples.experiments.mnist.measures import STRENGTHS
+
 CURVES = ("plain", "fgsm", "pgd", "trades", "tv", "sum", "max")  # as many as a picture can hold
-MORE_STYLES = [*STYLES, ("#CC79A7", "P", (0, (3, 1, 1, 1))), ("#E69F00", "X", (0, (5, 2)))]
+# Okabe and Ito's colours, which colour-blind readers tell apart; marker and dash say the same once more.
+STYLES = [
+    ("#000000", "o", ":"),
+    ("#0072B2", "s", "-"),
+    ("#56B4E9", "D", "--"),
+    ("#009E73", "^", "-."),
+    ("#D55E00", "v", "--"),
+    ("#CC79A7", "P", (0, (3, 1, 1, 1))),
+    ("#E69F00", "X", (0, (5, 2))),
+]
 PANELS = {  # the report's figure: its perturbation, title, label of the strength
     8: ("fgsm", "one gradient step (FGSM)", "largest change of a pixel, ε"),
     9: ("pgd linf", "20 gradient steps (PGD)", "largest change of a pixel, ε"),
@@ -38,7 +47,7 @@ def draw(results, folder):
 
 def _strengths(results, network, folder):
     figure, axes = plt.subplots(1, 3, figsize=(14, 5.2), sharey=True, layout="constrained")
-    styles = dict(zip(CURVES, MORE_STYLES, strict=True))
+    styles = dict(zip(CURVES, STYLES, strict=True))
     for axis, (number, (name, title, label)) in zip(axes, PANELS.items(), strict=True):
         for recipe in [recipe for recipe in CURVES if results.of(network, recipe)]:
             colour, marker, dash = styles[recipe]

@@ -1,6 +1,6 @@
 """How the settings of `tv` trade clean accuracy for robustness: the report's network, judged on validation images.
 
-    python examples/mnist_settings.py --data FOLDER --workers 2
+    python -m examples.experiments.mnist.settings --data FOLDER --workers 2
 
 One thing at a time is changed, one seed each. A stopped sweep goes on where it was. `--readme README.md` fills the
 table of that file from the published results.
@@ -11,12 +11,14 @@ import os
 from pathlib import Path
 
 import torch
-from _mnist_readme import filled, settings_contents
-from _mnist_recipes import flip
-from _mnist_results import PUBLISHED, collect, command_line, read, save
-from _mnist_sweep import Job, sweep
-from _mnist_tables import print_tables
 
+from examples.experiments.common.readme import filled, made
+from examples.experiments.common.recipes import flip
+from examples.experiments.common.results import PUBLISHED, collect, command_line, read, save
+from examples.experiments.common.sweep import Job, sweep
+from examples.experiments.common.tables import markdown, print_tables
+from examples.experiments.mnist.experiment import MNIST
+from examples.experiments.mnist.tables import robustness, tables
 from torchlipreg.outputs import root_probabilities, smallest_margins
 
 NAME = "mnist_settings"
@@ -50,6 +52,10 @@ VARIANTS = [
 ]
 
 
+def contents(results):
+    return {"settings": f"{markdown(robustness(results, 'mlp'))}\n\n{made(results.meta)}"}
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -64,17 +70,17 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.readme is not None:
         text = options.readme.read_text(encoding="utf-8")
-        options.readme.write_text(filled(text, settings_contents(read(PUBLISHED, NAME))), encoding="utf-8")
+        options.readme.write_text(filled(text, "mnist", contents(read(PUBLISHED, NAME))), encoding="utf-8")
         return
     torch.set_num_threads(1)
     jobs = [
-        Job("mlp", recipe.label, recipe, 0, MEASURES, options.data, "validation", False, options.out)
+        Job(MNIST, "mlp", recipe.label, recipe, 0, MEASURES, options.data, "validation", False, options.out)
         for recipe in VARIANTS
     ]
     sweep(jobs, options.workers)
-    results = collect(jobs, options.out, command_line("mnist_settings.py", arguments))
+    results = collect(jobs, options.out, command_line("examples.experiments.mnist.settings", arguments))
     save(results, options.results or options.out / "results", NAME)
-    print_tables(results)
+    print_tables(tables(results, "mlp"))
 
 
 if __name__ == "__main__":

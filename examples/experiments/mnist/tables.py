@@ -1,11 +1,6 @@
-"""The tables of the MNIST experiment, in the terminal and in Markdown, with the report's own numbers beside ours."""
+"""The tables of the MNIST experiment, with the report's own numbers beside ours."""
 
-import statistics
-from typing import NamedTuple
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table as RichTable
+from examples.experiments.common.tables import Table, per_cent, spread, step_time
 
 COLUMNS = {  # heading: name in the results
     "clean": "clean",
@@ -44,13 +39,6 @@ REPORT_TIMES = {  # seconds and training accuracy
     "tv-whole": (95, 0.981),
     "logits-ptv": (94, 0.978),
 }
-
-
-class Table(NamedTuple):
-    title: str
-    heading: list
-    rows: list
-    notes: str = ""
 
 
 def tables(results, network):
@@ -150,40 +138,3 @@ def times(results, network):
     heading = ["training", "report: time", "time (quartiles)", "report: train accuracy", "train accuracy"]
     notes = f"Time relative to plain training, whose step takes {plain} ms here." if plain else ""
     return Table(f"{network}: time (report, table 3)", heading, rows, notes)
-
-
-def spread(values, digits):
-    if not values:
-        return "–"
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def per_cent(accuracies):
-    return spread([100 * accuracy for accuracy in accuracies], 1)
-
-
-def step_time(results, network, recipe, quartiles=False):
-    found = results.step_time(network, recipe)
-    if found is None:
-        return "–"
-    low, median, high = found
-    return f"{median:.2f} × ({low:.2f} to {high:.2f})" if quartiles else f"{median:.1f} ×"
-
-
-def print_tables(results):
-    for network in results.networks():
-        for title, heading, rows, notes in tables(results, network):
-            table = RichTable(title=title, caption=notes, box=SIMPLE_HEAD, caption_justify="left", title_justify="left")
-            table.add_column(heading[0], no_wrap=True)
-            for column in heading[1:]:
-                table.add_column(column, justify="right")
-            for row in rows:
-                table.add_row(*row)
-            Console(width=max(Console().width, 150)).print(table)
-
-
-def markdown(table):
-    ruler = ["---", *["--:"] * (len(table.heading) - 1)]
-    lines = ["| " + " | ".join(row) + " |" for row in (table.heading, ruler, *table.rows)]
-    return "\n".join([f"**{table.title}**", "", *lines, *(["", table.notes] if table.notes else [])])

@@ -1,4 +1,4 @@
-"""The pictures of polynomial.py: each function draws one from fits, grouped by name, setting and seed."""
+"""The pictures of the polynomial: each function draws one from fits, grouped by name, setting and seed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,70 @@
+"""The first batch, whose values alone are looked at: may pairs start from it, and how fine are they?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from torchlipreg.call.settings import Settings
+from torchlipreg.checks import check_values
+from torchlipreg.distributed import largest_or_raise
+from torchlipreg.geometry.norms import row_norm
+from torchlipreg.geometry.quotient import Resolution, distance_floor
+
+
+def first_look(
+    settings: Settings, radius: float | None, dtype: torch.dtype, points: Tensor, warn: Callable[[str], None]
+) -> Resolution:
+    """Check the values of the first batch, and return ε with the smallest distance that the dtype resolves there.
+
+    Collective: all ranks look at theirs, and go by the largest.
+
+    Args:
+        settings: Of the penalty.
+        radius: ε as the user has it; None for pairs of different data points.
+        dtype: In which the model computes.
+        points: Shape (N, *), in raw units.
+        warn: Told if ε is not resolved.
+
+    Returns:
+        The resolution.
+
+    Raises:
+        ValueError: If the values are not finite or outside the bounds, or the batch is too small.
+    """
+    error = None
+    try:
+        check_values(points, settings.bounds)
+        check_first_batch(settings, radius, points)
+    except ValueError as e:
+        error = e
+    scale = largest_or_raise(row_norm(points, settings.input_norm).sum() / max(1, len(points)), error)
+    floor = distance_floor(dtype, scale)
+    if settings.one_sided and Resolution(radius, floor).limit:
+        raise ValueError(
+            f"Expected `radius` with `one_sided`=True to be at least what {dtype} resolves for inputs of norm "
+            f"{scale:.3g}, {floor:.2g}, but got {radius:g}: a derivative has no f(x) to hold as a target."
+        )
+    if radius is not None and 0 < radius < floor:
+        warn(
+            f"`radius`={radius:g} is less than {dtype} resolves for inputs of norm {scale:.3g} ({floor:.2g}): "
+            "the limit ε → 0, the directional derivative, is computed instead. Pass radius=0 to ask for it."
+        )
+    return Resolution(radius, floor)
+
+
+def points_needed(radius: float | None) -> int:
+    """Return how many data points a pair starts from."""
+    return 2 if radius is None else 1
+
+
+def check_first_batch(settings: Settings, radius: float | None, x: Tensor) -> None:
+    """Raise ValueError if X_lip is to start from a batch with too few points."""
+    if settings.persistent and len(x) < points_needed(radius):
+        raise ValueError(
+            f"Expected the first `x`, from which the pairs of method {settings.method!r} start, to hold at least "
+            f"{points_needed(radius)} data points with `radius`={radius}, but got {len(x)}. Give a larger batch"
+            + (", or a `radius`." if radius is None else ".")
+        )
