@@ -23,7 +23,8 @@ from torchlipreg.outputs import smallest_margins
 
 SCRIPT = str(Path(__file__).with_name("train_like.py"))
 LAUNCH = ["-m", "torchlipreg.integrations.timm"]
-STRONG = ["--lip-method", "max", "--lip-weight", "1000", "--lip-num-pairs", "4"]
+RAW = ["--lip-normalization", "0", "1"]
+STRONG = ["--lip-method", "max", "--lip-weight", "10", "--lip-num-pairs", "4"]
 TIMEOUT = 150  # seconds; a run takes about ten
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm's ImageFolder leaves them open
 
@@ -187,7 +188,7 @@ def test_logged_at_the_scripts_interval_and_once_per_epoch(arguments, caplog):
     main([SCRIPT, *arguments, *STRONG, "--epochs", "2", "--log-interval", "3"])
     lines = [record.getMessage() for record in caplog.records if record.name == "train"]
     number = r"\d\S*"
-    step = rf"Train: \d \[   [03]/4\]  Loss: {number}  Penalty: {number} \({number}\)  Lipschitz: {number}"
+    step = rf"Train: \d \[   [03]/4\]  Loss: {number}  Penalty: {number} \({number}\)  Lipschitz: {number}(  Share: {number})?"
     summary = rf"Penalty: \d  Mean: {number}  Largest Lipschitz estimate: {number}"
     assert len(lines) == 6
     for line, pattern in zip(lines, [step, step, summary] * 2, strict=True):
@@ -247,7 +248,7 @@ sys.exit()
 def test_subclasses_and_isinstance_checks_of_the_script_hold(tmp_path):
     (tmp_path / "neighbour.py").write_text("")
     names = dict(vars(timm.task)), timm.utils.update_summary, list(sys.argv), list(sys.path)
-    main([script(tmp_path, SUBCLASSES), "--x"])
+    main([script(tmp_path, SUBCLASSES), "--x", *RAW])
     assert names == (dict(vars(timm.task)), timm.utils.update_summary, sys.argv, sys.path)
 
 
@@ -259,7 +260,7 @@ def test_a_script_without_a_task_is_an_error(tmp_path):
 def test_a_script_that_does_not_use_its_task_is_warned_of(tmp_path):
     text = "import torch, timm.task\ntimm.task.ClassificationTask(torch.nn.Linear(2, 2), verbose=False)"
     with pytest.warns(UserWarning, match="trained no step through it"):
-        main([script(tmp_path, text)])
+        main([script(tmp_path, text), *RAW])
 
 
 def test_the_scripts_own_exit_code_and_errors_pass(tmp_path):

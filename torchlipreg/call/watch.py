@@ -42,6 +42,7 @@ class Watch:
         self._calls = 0
         self._agreeing = {"inert": 0, "ruinous": 0}
         self._look: _Look | None = None
+        self._followed: _Look | None = None
         self._pending: tuple[Tensor, Any] | None = None
 
     def due(self) -> bool:
@@ -73,7 +74,10 @@ class Watch:
         """
         look, self._look = self._look, None
         if look is not None and penalty.requires_grad:
+            if self._followed is not None:
+                self._followed.unhook()  # if there was no backward
             look.hook(penalty, factor, interval, self._note)
+            self._followed = look
 
     def collect(self) -> None:
         """Take in the last look's share, if the device has it ready."""
@@ -92,6 +96,7 @@ class Watch:
 
     def _note(self, found: Tensor) -> None:
         """Send share and spread, shape (2,), to the host without waiting for them."""
+        self._followed = None
         if not found.is_cuda:
             self._pending = (found, None)
             return
@@ -102,7 +107,7 @@ class Watch:
         self._pending = (host, event)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_look": None, "_pending": None}  # events cannot be copied
+        return {**self.__dict__, "_look": None, "_followed": None, "_pending": None}  # hooks, events: not copied
 
 
 class _Look:
@@ -134,8 +139,11 @@ class _Look:
         if self.loss_scale is not None and len(self.done) == len(self.task) == len(self.weights):
             share = self.loss_scale.abs() * _norm(self.gradients) / _norm(list(self.task.values()))
             self.note(torch.stack([share, self.spread]))
-            for handle in self.handles:
-                handle.remove()
+            self.unhook()
+
+    def unhook(self) -> None:
+        for handle in self.handles:
+            handle.remove()
 
 
 def _hooked(register: Callable[..., Any], hook: Any) -> Any:
