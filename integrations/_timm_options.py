@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torchlipreg import LipschitzPenalty
-from torchlipreg.call.settings import Normalization
+from torchlipreg.checks import Normalization
 from torchlipreg.integrations._timm_schedules import SCHEDULES, Schedules
 
 PROGRAM = "python -m torchlipreg.integrations.timm"

@@ -188,7 +188,8 @@ def test_logged_at_the_scripts_interval_and_once_per_epoch(arguments, caplog):
     main([SCRIPT, *arguments, *STRONG, "--epochs", "2", "--log-interval", "3"])
     lines = [record.getMessage() for record in caplog.records if record.name == "train"]
     number = r"\d\S*"
-    step = rf"Train: \d \[   [03]/4\]  Loss: {number}  Penalty: {number} \({number}\)  Lipschitz: {number}(  Share: {number})?"
+    share = rf"(  Share: {number})?"
+    step = rf"Train: \d \[   [03]/4\]  Loss: {number}  Penalty: {number} \({number}\)  Lipschitz: {number}{share}"
     summary = rf"Penalty: \d  Mean: {number}  Largest Lipschitz estimate: {number}"
     assert len(lines) == 6
     for line, pattern in zip(lines, [step, step, summary] * 2, strict=True):
