@@ -69,13 +69,13 @@ def test_a_data_set_and_a_rival_are_one_file_each(tmp_path):
     (tmp_path / "mine.py").write_text(HEAD + RIVAL)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
 
-    def run(module):
-        command = [sys.executable, "-m", module, "--seeds", "1", "--workers", "2"]
+    def run(module, *options):
+        command = [sys.executable, "-m", module, "--seeds", "1", *options]
         found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert found.returncode == 0, found.stderr[-4000:]
         return found.stdout
 
-    printed = run("squares")
+    printed = run("squares", "--workers", "2")
     assert "our tv" in printed
     assert "FGSM .1" in printed
     assert "label smoothing" not in printed

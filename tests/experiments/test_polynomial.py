@@ -63,6 +63,7 @@ def test_data_is_missing_in_the_gaps_only(polynomial):
 
 
 @pytest.mark.slow
+@pytest.mark.distributed
 def test_script_writes_its_pictures(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "examples.experiments.polynomial", "--quick", "--out", tmp_path]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout

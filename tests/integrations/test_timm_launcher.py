@@ -148,6 +148,7 @@ def test_help_and_typos_reach_the_script(capsys):
     assert "unrecognized arguments: --lrr" in capsys.readouterr().err
 
 
+@pytest.mark.distributed
 def test_as_a_module(images, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(f"data_dir: {images}\noutput: {tmp_path}/from_config\nepochs: 1\n")

@@ -23,11 +23,17 @@ from torchlipreg.outputs import root_probabilities, smallest_margins
 
 NAME = "mnist_settings"
 MEASURES = ("curves", "apgd")
+FIRST_NAMES = {"exponent": "power"}  # a label names the file of a model, and some were trained under earlier names
 
 
 def tv(weight=1e-3, **options):
     shown = {name: getattr(value, "__name__", value) for name, value in options.items()}
-    return flip(f"weight {weight:g}" + "".join(f", {k} {v}" for k, v in shown.items()), "tv", weight, **options)
+    return flip(
+        f"weight {weight:g}" + "".join(f", {FIRST_NAMES.get(k, k)} {v}" for k, v in shown.items()),
+        "tv",
+        weight,
+        **options,
+    )
 
 
 def roots(weight, **options):
