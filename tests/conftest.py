@@ -1,4 +1,6 @@
+import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,10 +24,18 @@ def free_port():
         return s.getsockname()[1]
 
 
+@pytest.fixture
+def cpu_environment():
+    """The environment of a launched script: no GPU, one thread in each process."""
+    return {**os.environ, "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+
+
 def pytest_collection_modifyitems(items):
-    """Mark by place, and by the words in a test's name, what `make check` leaves out."""
+    """Mark by folder what `make check` leaves out, so that no new test there is forgotten."""
+    here = Path(__file__).parent
+    marks = {"experiments": pytest.mark.experiment, "examples": pytest.mark.experiment}
+    marks |= {"distributed": pytest.mark.distributed}
     for item in items:
-        if {"experiments", "examples"} & set(item.path.parts):
-            item.add_marker(pytest.mark.experiment)
-        if item.path.stem == "test_compile" or "compil" in item.name:
-            item.add_marker(pytest.mark.compiler)
+        folder = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else None
+        if folder in marks:
+            item.add_marker(marks[folder])

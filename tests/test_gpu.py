@@ -127,6 +127,7 @@ def test_sync_batch_norm_trains(nccl, net, data):
     assert all(g.isfinite().all() for g in gradients(net))
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("method", ["max", "tv"])
 def test_cuda_graphs(net, data, method):
     x, y = data

@@ -53,7 +53,7 @@ print("trained", torchlipreg.__version__)
 """
 OPTIONAL = {"accelerate", "matplotlib", "rich", "sklearn", "timm", "torchvision", "tqdm"}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 
 
 def run(*command, **options):

@@ -186,6 +186,7 @@ def loaded_by(*modules):
     )
 
 
+@pytest.mark.distributed
 def test_the_core_loads_no_optional_package():
     by_torch = loaded_by("torch", "torch.func", "torch.distributed", "torch.utils.checkpoint", "torch.nn.attention")
     added = loaded_by("torchlipreg") - by_torch
@@ -193,6 +194,7 @@ def test_the_core_loads_no_optional_package():
     assert added & (OPTIONAL | {"numpy"}) == set()
 
 
+@pytest.mark.distributed
 def test_an_optional_package_would_be_seen():
     pytest.importorskip("rich")
     assert "rich" in loaded_by("torchlipreg", "rich") & OPTIONAL

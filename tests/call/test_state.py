@@ -149,6 +149,7 @@ def test_a_saved_state_does_not_follow_later_calls():
     assert same(state, kept)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("method", METHODS)
 def test_a_state_can_come_before_the_first_call(method):
     net, x = mlp(), torch.randn(8, 6)

@@ -71,7 +71,9 @@ def train(rank, wrapper, method, norm, order, steps=2, give_outputs=True, aux=No
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    "wrapper", [pytest.param(name, marks=pytest.mark.compiler if "compile" in name else ()) for name in WRAPPERS]
+)
 def test_gradient_is_that_of_one_process_with_all_pairs(two, wrapper, method):
     for norm in ("batch", "group"):
         two.run(train, wrapper, method, norm, "task first")

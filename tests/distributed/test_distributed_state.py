@@ -183,6 +183,7 @@ def load_then_compile_then_wrap(rank, state):
     assert_same_on_all_ranks(net.conv.weight.grad)
 
 
+@pytest.mark.compiler
 def test_load_then_compile_then_ddp_then_step(two):
     two.run(load_then_compile_then_wrap, two.run(save, "max")[0])
 

@@ -83,6 +83,7 @@ def test_empty_last_batch(two, method):
     two.run(train, method, "group", 1, False, [(5, 8), (5, 0)])
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("method", ["tv", "max"])
 def test_compiled(two, method):
     two.run(train, method, "group", 1, True)

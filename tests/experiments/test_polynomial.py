@@ -44,8 +44,10 @@ def test_huge_weight_gives_the_mean_of_the_data(polynomial, plain, method):
 
 
 def test_few_ascent_steps_see_less_of_the_slope_than_many(polynomial):
+    from examples.experiments.polynomial.plan import FEW_PAIRS
+
     few, many = (
-        polynomial.train(polynomial.Run(0, **polynomial.FEW_PAIRS, step_size=size, ascent_steps=steps, steps=150))
+        polynomial.train(polynomial.Run(0, **FEW_PAIRS, step_size=size, ascent_steps=steps, steps=150))
         for size, steps in ((1e-4, 1), (0.1, 10))
     )
     assert few.estimate < 0.5 * few.steepest
@@ -61,6 +63,7 @@ def test_data_is_missing_in_the_gaps_only(polynomial):
 
 
 @pytest.mark.slow
+@pytest.mark.distributed
 def test_script_writes_its_pictures(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "examples.experiments.polynomial", "--quick", "--out", tmp_path]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout

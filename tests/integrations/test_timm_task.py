@@ -225,6 +225,7 @@ def test_the_teacher_stays_in_eval_mode():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own access
+@pytest.mark.compiler
 @pytest.mark.parametrize("kind", ["classification", "feature"])
 def test_compiled_with_a_moving_average(kind):
     task = LipschitzTask(TASKS[kind](), strong())

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from zoo import METHODS, gradients, mlp, penalty_of, same
 
+pytestmark = pytest.mark.compiler
 CompileCounter = pytest.importorskip("torch._dynamo.testing").CompileCounter
 SETTINGS = {
     "tv": {"method": "tv"},

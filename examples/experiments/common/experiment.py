@@ -1,7 +1,7 @@
 """An experiment: a data set, networks, ways to train them, and what is measured of what came out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -14,9 +14,13 @@ class Data(NamedTuple):
     y: Tensor
 
 
+def no_pictures(results, folder):
+    return []
+
+
 @dataclass(frozen=True)
 class Experiment:
-    """Functions are those of modules, which travel to other processes by name.
+    """Functions are those of modules, which travel to other processes by name: no lambdas.
 
     Attributes:
         name: Of its files, and of its places in the README.
@@ -39,12 +43,16 @@ class Experiment:
     recipes: dict
     measures: dict
     tables: Callable
-    draw: Callable
+    draw: Callable = no_pictures
     quick_recipes: tuple = ("plain",)
     quick_measures: tuple = ()
     quick_epochs: int = 30  # of few steps
     batch: int = 128
     learning_rate: float = 1e-3
+
+    def also(self, recipes):
+        """Return the same experiment with more recipes, network -> name -> Recipe; what is trained already stays."""
+        return replace(self, recipes={network: of | recipes.get(network, {}) for network, of in self.recipes.items()})
 
     def number_of_epochs(self, network, quick):
         return self.quick_epochs if quick else self.epochs[network]

@@ -23,11 +23,17 @@ from torchlipreg.outputs import root_probabilities, smallest_margins
 
 NAME = "mnist_settings"
 MEASURES = ("curves", "apgd")
+FIRST_NAMES = {"exponent": "power"}  # a label names the file of a model, and some were trained under earlier names
 
 
 def tv(weight=1e-3, **options):
     shown = {name: getattr(value, "__name__", value) for name, value in options.items()}
-    return flip(f"weight {weight:g}" + "".join(f", {k} {v}" for k, v in shown.items()), "tv", weight, **options)
+    return flip(
+        f"weight {weight:g}" + "".join(f", {FIRST_NAMES.get(k, k)} {v}" for k, v in shown.items()),
+        "tv",
+        weight,
+        **options,
+    )
 
 
 def roots(weight, **options):
@@ -56,6 +62,11 @@ def contents(results):
     return {"settings": f"{markdown(robustness(results, 'mlp'))}\n\n{made(results.meta)}"}
 
 
+def all_jobs(data, out):
+    where = data, "validation", False, out
+    return [Job(MNIST, "mlp", recipe.label, recipe, 0, MEASURES, *where) for recipe in VARIANTS]
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -73,10 +84,7 @@ def main(arguments=None):
         options.readme.write_text(filled(text, "mnist", contents(read(PUBLISHED, NAME))), encoding="utf-8")
         return
     torch.set_num_threads(1)
-    jobs = [
-        Job(MNIST, "mlp", recipe.label, recipe, 0, MEASURES, options.data, "validation", False, options.out)
-        for recipe in VARIANTS
-    ]
+    jobs = all_jobs(options.data, options.out)
     sweep(jobs, options.workers)
     results = collect(jobs, options.out, command_line("examples.experiments.mnist.settings", arguments))
     save(results, options.results or options.out / "results", NAME)

@@ -30,7 +30,8 @@ import argparse
 from pathlib import Path
 
 from examples.experiments.polynomial.figures import FIGURES, Problem
-from examples.experiments.polynomial.training import GAPS, GRID, plan, polynomial, summarise, train_all
+from examples.experiments.polynomial.plan import plan, summarise
+from examples.experiments.polynomial.training import GAPS, GRID, polynomial, train_all
 
 
 def main(command_line=None):

@@ -1,4 +1,4 @@
-"""The scripts that a reader copies from, under torchrun: two processes, two nodes, killed and resumed."""
+"""The scripts that a reader copies from, started as a user would: two processes, two nodes, killed and resumed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from PIL import Image
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TIMEOUT = 90
+
+pytestmark = pytest.mark.distributed
 
 
 def launch(arguments, environment, folder):
