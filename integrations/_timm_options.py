@@ -115,6 +115,8 @@ def _is_union(hint: Any) -> bool:
 def number(text: str) -> float:
     """Return a number, which may be a fraction: "8/255"."""
     numerator, slash, denominator = text.partition("/")
+    if slash and float(denominator) == 0:
+        raise ValueError("a fraction of nothing")
     return float(numerator) / float(denominator) if slash else float(text)
 
 

@@ -23,7 +23,7 @@ def load(folder, train):
     archive = Path(folder, "CIFAR-10-jpeg", "train.tar" if train else "test.tar")
     pixels, labels = _from_archive(archive) if archive.exists() else _from_torchvision(folder, train)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    return pixels[order].permute(0, 3, 1, 2).float() / 255, labels[order]
+    return pixels[order].permute(0, 3, 1, 2).float().contiguous() / 255, labels[order]
 
 
 def name(folder):

@@ -58,13 +58,13 @@ def digits(folder, quick):
 def mnist(folder, quick):
     train, test = (MNIST(folder, train=part, download=True) for part in (True, False))
     return Data(
-        *(train.data[:6_000, None] / 255, train.targets[:6_000]), *(test.data[:1_000, None] / 255, test.targets[:1_000])
+        *(train.data[:6_000, None] / 255, train.targets[:6_000]), *(test.data[:500, None] / 255, test.targets[:500])
     )
 
 
 def cifar10(folder, quick):
     (x, y), (test_x, test_y) = cifar.load(folder, True), cifar.load(folder, False)
-    return Data(x[:5_000], y[:5_000], test_x[:1_000], test_y[:1_000])
+    return Data(x[:5_000], y[:5_000], test_x[:500], test_y[:500])
 
 
 def tumours(folder, quick):
@@ -150,11 +150,11 @@ SUBJECTS = {
     "digits-mlp": Subject("digits, MLP", digits, lambda: mlp(64, 256, 128, 10), 40),
     "digits-bn": Subject("digits, conv net with BatchNorm", digits, lambda: conv_bn(1), 20),
     "mnist-conv": Subject("MNIST (6,000), conv net", mnist, lambda: conv(1, width=12), 8),
-    "cifar-conv": Subject("CIFAR-10 raw, conv net", cifar10, lambda: conv(3), 12),
-    "cifar-bn": Subject("CIFAR-10 raw, with BatchNorm", cifar10, lambda: conv_bn(3), 10),
-    "cifar-normalised-conv": Subject("CIFAR-10 normalised, conv net", cifar10, lambda: conv(3), 12, NORMALISED),
-    "cifar-normalised-bn": Subject("CIFAR-10 normalised, with BatchNorm", cifar10, lambda: conv_bn(3), 10, NORMALISED),
-    "cifar-vit": Subject("CIFAR-10 normalised, small ViT", cifar10, vit, 12, NORMALISED),
+    "cifar-conv": Subject("CIFAR-10 raw, conv net", cifar10, lambda: conv(3), 8),
+    "cifar-bn": Subject("CIFAR-10 raw, with BatchNorm", cifar10, lambda: conv_bn(3), 6),
+    "cifar-normalised-conv": Subject("CIFAR-10 normalised, conv net", cifar10, lambda: conv(3), 8, NORMALISED),
+    "cifar-normalised-bn": Subject("CIFAR-10 normalised, with BatchNorm", cifar10, lambda: conv_bn(3), 6, NORMALISED),
+    "cifar-vit": Subject("CIFAR-10 normalised, small ViT", cifar10, vit, 8, NORMALISED),
     "tumours-mlp": Subject("breast cancer, MLP", tumours, lambda: mlp(30, 64, 64, 2), 40, bounds=None),
     "texts-conv": Subject("texts by embeddings", texts, Tagger, 10, bounds=None),
     "diabetes-mlp": Subject("diabetes, regression", diabetes, lambda: mlp(10, 64, 64, 1), 30, None, None, True),
