@@ -26,8 +26,8 @@ class Watch:
     A stand-in for that of all parameters: of the two weight matrices nearest to the output, at 32 pairs. A look builds
     a graph of its own, which costs a forward of those pairs and the end of a backward, and takes the penalty's
     gradient there; the sum with the task's is read by hooks in the training loop's own backward. It looks in every 8th
-    call at first, and from the 400th on in every 64th, unless looks agree that something is wrong. On several processes the gradients are those of this process, before
-    they are averaged.
+    call at first, and from the 400th on in every 64th, unless looks agree that something is wrong. On several
+    processes the gradients are those of this process, before they are averaged.
 
     The share alone tells what is inert. It cannot tell what is ruinous: where a training comes to rest the two
     gradients cancel, and the share is about 1 whatever the weight. Ruinous is a penalty in that balance (a share over
