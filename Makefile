@@ -7,9 +7,9 @@ BIN := .venv/bin
 demo: .venv/examples
 	$(BIN)/python examples/quickstart.py
 
-# Before a commit: the linters, and the tests that need no processes, no compiler and no experiment.
+# Before a commit, in two minutes: the linters, and the tests that need no processes, no compiler and no experiment.
 check: lint
-	$(BIN)/python -m pytest -m "not (slow or distributed or compiler or experiment)"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not distributed and not compiler and not experiment"
 
 test: .venv/test
 	$(BIN)/python -m pytest -m "not slow"
