@@ -184,9 +184,9 @@ class Step:
         self, f: FixedFunction, region: Region, carried: Carried, valid: Tensor | None, quotients: Tensor
     ) -> None:
         """Let the watch see the value's gradient at some pairs (max: the largest), in a graph of its own."""
-        if f.is_sharded or torch.compiler.is_compiling():
-            return
         count = min(ROWS, len(quotients))
+        if count < 2 or f.is_sharded or torch.compiler.is_compiling():
+            return
         largest = self.settings.method == "max"
         rows = by_row(quotients.detach()).topk(count).indices if largest else slice(count)
         pairs = carried.pairs.map(lambda z: z[rows])

@@ -14,7 +14,8 @@ from torchlipreg.model.graph import nearest_weights
 LOOKS = 50  # that agree before a warning
 EARLY, LATE = 8, 64  # calls from look to look: at first, and afterwards
 INERT = 1e-4  # a share under which the penalty does nothing
-BALANCE, FLAT = 0.5, 0.5  # a share with which it holds back the task, and a spread of outputs that is next to none
+BALANCE = 0.2  # a share with which the penalty holds back the task
+STRETCH = 2.0  # what the task still asks for where outputs are half of what it wants
 WEIGHTS = 2  # the matrices nearest to the output stand for all parameters
 ROWS = 32  # pairs stand for all
 NO_TASK = 1e5  # a share beyond is rounding: there was no task in that backward
@@ -31,7 +32,10 @@ class Watch:
 
     The share alone tells what is inert. It cannot tell what is ruinous: where a training comes to rest the two
     gradients cancel, and the share is about 1 whatever the weight. Ruinous is a penalty in that balance (a share over
-    .5) whose model is next to constant: outputs of different data points lie less than half an output unit apart.
+    .2) that leaves outputs under half of what the task wants: the derivative of the task's loss along a stretch of the
+    last weights, |⟨∇W, W⟩|, over the mean square of the outputs' distance from their mean, is more than 2. That is
+    2 (1/k − 1) for squared errors and outputs k times the right ones, in whatever units, and for the cross-entropy of
+    logits near a common value one over their distance.
 
     Attributes:
         share: The last that is known, None before.
@@ -63,7 +67,7 @@ class Watch:
         if weights:
             # retain_graph: statistics of BatchNorm that follow the batch share their graph with the training's.
             gradients = torch.autograd.grad(value, weights, retain_graph=True)
-            self._look = _Look(weights, [g.float() for g in gradients], spread_of(fx.detach().float()))
+            self._look = _Look(weights, [g.float() for g in gradients], variance_of(fx.detach().float()))
 
     def follow(self, penalty: Tensor, factor: float, interval: int) -> None:
         """Read the sum with the task's gradient in the backward that the penalty takes part in, if this call looked.
@@ -84,11 +88,11 @@ class Watch:
         """Take in the last look's share, if the device has it ready."""
         if self._pending is None or (self._pending[1] is not None and not self._pending[1].query()):
             return
-        (share, spread), self._pending = self._pending[0].tolist(), None  # they lie on the host by now
+        (share, stretch), self._pending = self._pending[0].tolist(), None  # they lie on the host by now
         if not share < NO_TASK:  # a backward of the penalty alone, or a step that overflowed
             return
         self.share = share
-        for verdict, agrees in (("inert", share < INERT), ("ruinous", share > BALANCE and spread < FLAT)):
+        for verdict, agrees in (("inert", share < INERT), ("ruinous", share > BALANCE and stretch > STRETCH)):
             self._agreeing[verdict] = self._agreeing[verdict] + 1 if agrees else 0
 
     def verdict(self) -> str | None:
@@ -96,7 +100,7 @@ class Watch:
         return next((verdict for verdict, looks in self._agreeing.items() if looks >= LOOKS), None)
 
     def _note(self, found: Tensor) -> None:
-        """Send share and spread, shape (2,), to the host without waiting for them."""
+        """Send share and stretch, shape (2,), to the host without waiting for them."""
         self._followed = None
         if not found.is_cuda:
             self._pending = (found, None)
@@ -114,8 +118,8 @@ class Watch:
 class _Look:
     """One look: the penalty's gradient is known, the sum with the task's comes with the loop's backward."""
 
-    def __init__(self, weights: list[Tensor], gradients: list[Tensor], spread: Tensor) -> None:
-        self.weights, self.gradients, self.spread = weights, gradients, spread
+    def __init__(self, weights: list[Tensor], gradients: list[Tensor], variance: Tensor) -> None:
+        self.weights, self.gradients, self.variance = weights, gradients, variance
         self.task: dict[int, Tensor] = {}
         self.done: set[int] = set()
         self.loss_scale: Tensor | None = None  # ∂ loss / ∂ penalty: loss scaling and accumulation are in it
@@ -139,7 +143,8 @@ class _Look:
         self.done.add(i)
         if self.loss_scale is not None and len(self.done) == len(self.task) == len(self.weights):
             share = self.loss_scale.abs() * _norm(self.gradients) / _norm(list(self.task.values()))
-            self.note(torch.stack([share, self.spread]))
+            growth = (self.task[0] * self.weights[0].detach()).sum().abs() * (self.factor / self.loss_scale).abs()
+            self.note(torch.stack([share, growth / self.variance]))
             self.unhook()
 
     def unhook(self) -> None:
@@ -157,10 +162,9 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     return torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
 
 
-def spread_of(outputs: Tensor) -> Tensor:
-    """Return how far apart the outputs of different points lie, root mean square, 0-dim."""
-    around = (outputs - outputs.mean(0)).flatten(1)
-    return (2 * around.square().sum(1).mean()).sqrt()
+def variance_of(outputs: Tensor) -> Tensor:
+    """Return the mean square of the outputs' distance from their mean, 0-dim."""
+    return (outputs - outputs.mean(0)).flatten(1).square().sum(1).mean()
 
 
 def advice(verdict: str, share: float, weight: float) -> str:
@@ -176,8 +180,8 @@ def advice(verdict: str, share: float, weight: float) -> str:
             else f"The penalty does nothing: in {LOOKS} looks its gradient was zero. Does `model` use its input?"
         )
     return (
-        f"The penalty makes the model constant: in {LOOKS} looks its gradient was as large as the task's (now "
-        f"{share:.2g} times), and outputs of different data points less than {FLAT:g} apart. Lower the `weight`, or "
-        "bring it in with `WeightWarmup`; check that `radius` and `scale` are in the units of the inputs, and where "
-        "these are normalised, give `normalization`=(mean, std)."
+        f"The penalty holds the outputs under half of what the task wants: in {LOOKS} looks its gradient was as large "
+        f"as the task's (now {share:.2g} times), and the model is next to constant. Lower the `weight`, or bring it in "
+        "with `WeightWarmup`; check that `radius` and `scale` are in the units of the inputs, and where these are "
+        "normalised, give `normalization`=(mean, std)."
     )
