@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torchlipreg import LipschitzPenalty
-from torchlipreg.call.settings import Normalization
+from torchlipreg.checks import Normalization
 from torchlipreg.integrations._timm_schedules import SCHEDULES, Schedules
 
 PROGRAM = "python -m torchlipreg.integrations.timm"
@@ -115,6 +115,8 @@ def _is_union(hint: Any) -> bool:
 def number(text: str) -> float:
     """Return a number, which may be a fraction: "8/255"."""
     numerator, slash, denominator = text.partition("/")
+    if slash and float(denominator) == 0:
+        raise ValueError("a fraction of nothing")
     return float(numerator) / float(denominator) if slash else float(text)
 
 

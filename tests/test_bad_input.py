@@ -305,3 +305,23 @@ def test_coincident_points_and_constant_networks(method, exponent, radius, shift
 def test_a_forgotten_model_is_named():
     with pytest.raises(TypeError, match=r"`model`.*the order is"):
         LipschitzPenalty()(torch.rand(4, 3), torch.rand(4, 2))
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("raduis", "radius"), ("wieght", "weight"), ("norm", "input_norm")])
+def test_an_unknown_argument_is_answered_with_the_nearest_name(wrong, near):
+    with pytest.raises(TypeError, match=rf"Unknown argument `{wrong}`. Did you mean `{near}`"):
+        LipschitzPenalty(**{wrong: 1})
+
+
+def test_an_unknown_attribute_is_refused():
+    penalty = LipschitzPenalty()
+    with pytest.raises(AttributeError, match="wieght"):
+        penalty.wieght = 1
+    with pytest.raises(AttributeError):
+        penalty.settings = None
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, NAN, INF, "1", True])
+def test_scale_has_to_be_a_positive_number(bad):
+    with pytest.raises((ValueError, TypeError), match="`scale`"):
+        LipschitzPenalty(scale=bad)

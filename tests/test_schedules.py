@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from torchlipreg import DiscrepancyWeight, LipschitzPenalty, RadiusDecay
+from torchlipreg import DiscrepancyWeight, ExponentialWeight, LipschitzPenalty, RadiusDecay, WeightWarmup
 
 
 def weights_after(accuracies, weight=1.0, **options):
@@ -169,3 +169,106 @@ def test_a_foreign_state_is_refused(state):
     for schedule in (DiscrepancyWeight(penalty, 0.9, 0.1), RadiusDecay(penalty)):
         with pytest.raises(ValueError, match=f"`state`.*{type(schedule).__name__}"):
             schedule.load_state_dict(state)
+
+
+# ExponentialWeight and WeightWarmup
+
+
+def test_exponential_weight_multiplies():
+    penalty = LipschitzPenalty(weight=0.5)
+    schedule = ExponentialWeight(penalty, 0.9)
+    for _ in range(3):
+        schedule.step()
+    assert penalty.weight == pytest.approx(0.5 * 0.9**3)
+
+
+@pytest.mark.parametrize(("gamma", "limit"), [(0.5, {"min_weight": 0.2}), (3.0, {"max_weight": 2.0})])
+def test_exponential_weight_stops_at_its_limit(gamma, limit):
+    penalty = LipschitzPenalty(weight=1.0)
+    schedule = ExponentialWeight(penalty, gamma, **limit)
+    for _ in range(5):
+        schedule.step()
+    assert penalty.weight == next(iter(limit.values()))
+
+
+def test_a_weight_beyond_the_limit_stays():
+    penalty = LipschitzPenalty(weight=5.0)
+    ExponentialWeight(penalty, 2.0, max_weight=1.0).step()
+    assert penalty.weight == 5.0
+    penalty.weight = 0.1
+    ExponentialWeight(penalty, 0.5, min_weight=1.0).step()
+    assert penalty.weight == 0.1
+
+
+def test_warmup_goes_from_a_tenth_to_exactly_all():
+    penalty = LipschitzPenalty(weight=0.3)
+    warmup, seen = WeightWarmup(penalty, 7), []
+    for _ in range(10):
+        seen.append(penalty.weight)
+        warmup.step()
+    assert seen[0] == pytest.approx(0.03)
+    assert seen[:8] == pytest.approx([0.3 * (0.1 + 0.9 * k / 7) for k in range(8)])
+    assert seen[7:] == [0.3] * 3
+
+
+def test_warmup_chains_with_a_factor():
+    """Whatever the order, a factor that another schedule applies stays after the warm-up."""
+    penalty = LipschitzPenalty(weight=0.3)
+    warmup, decay = WeightWarmup(penalty, 4), ExponentialWeight(penalty, 0.5)
+    for step in range(6):
+        if step in (1, 5):
+            decay.step()
+        warmup.step()
+    assert penalty.weight == pytest.approx(0.3 / 4)
+
+
+def test_warmup_leaves_a_weight_alone_that_is_set_after_it():
+    penalty = LipschitzPenalty(weight=0.3)
+    warmup = WeightWarmup(penalty, 1)
+    warmup.step()
+    penalty.weight = 7.0
+    warmup.step()
+    assert penalty.weight == 7.0
+
+
+def test_warmup_of_the_discrepancy_principle_stops_at_max_weight():
+    penalty = LipschitzPenalty(weight=2.0)
+    schedule = DiscrepancyWeight(penalty, 0.9, 0.1, max_weight=1.0, warmup=True)
+    schedule.step(0.95)
+    assert penalty.weight == 1.0
+
+
+@pytest.mark.parametrize("stop", [0, 2, 5])
+@pytest.mark.parametrize("make", [lambda p: WeightWarmup(p, 4), lambda p: ExponentialWeight(p, 0.7)])
+def test_they_resume(make, stop):
+    def run(penalty, schedule, count):
+        for _ in range(count):
+            schedule.step()
+
+    penalty, other = LipschitzPenalty(weight=0.3), LipschitzPenalty(weight=0.9)
+    schedule = make(penalty)
+    run(penalty, schedule, stop)
+    resumed = make(other)
+    resumed.load_state_dict(schedule.state_dict())
+    assert other.weight == penalty.weight
+    run(penalty, schedule, 3)
+    run(other, resumed, 3)
+    assert other.weight == penalty.weight
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda p: ExponentialWeight(p, 0.0), "`gamma`"),
+        (lambda p: ExponentialWeight(p, "2"), "`gamma`"),
+        (lambda p: ExponentialWeight(p, 2.0, max_weight=-1), "`max_weight`"),
+        (lambda p: ExponentialWeight(p, 2.0, max_weight=1, min_weight=2), "`min_weight` to be at most"),
+        (lambda p: WeightWarmup(p, 0), "`steps`"),
+        (lambda p: WeightWarmup(p, 2.5), "`steps`"),
+    ],
+)
+def test_bad_arguments(build, match):
+    penalty = LipschitzPenalty(weight=0.5)
+    with pytest.raises((TypeError, ValueError), match=match):
+        build(penalty)
+    assert penalty.weight == 0.5

@@ -13,9 +13,11 @@ from typing import Any, ParamSpec
 import torch
 from torch import Tensor
 
-from torchlipreg.geometry.norms import EXPONENTS
+from torchlipreg.geometry.norms import NORMS
+from torchlipreg.geometry.units import Units
 
 P = ParamSpec("P")
+Normalization = tuple[float | Sequence[float], float | Sequence[float]]  # mean and standard deviation, perhaps of each
 
 
 def suggest_names(function: Callable[P, None]) -> Callable[P, None]:
@@ -45,7 +47,7 @@ def check_norm(name: str, p: Any) -> None:
     """Raise ValueError unless ``p`` is 1, 2 or ``math.inf``."""
     if isinstance(p, str) or isinstance(p, bool):
         raise ValueError(f"Expected argument `{name}` to be 1, 2 or math.inf, a number, but got {p!r}.")
-    check_choice(name, p, EXPONENTS)
+    check_choice(name, p, NORMS)
 
 
 def check_number(name: str, value: Any, *, low: float = 0.0, exclusive: bool = False) -> float:
@@ -86,8 +88,8 @@ def check_function(name: str, value: Any) -> None:
         raise TypeError(f"Expected argument `{name}` to be callable or None, but got {value!r}.")
 
 
-def check_normalization(normalization: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Return (mean, std) as tuples of equal length or None; raise otherwise."""
+def check_normalization(normalization: Any) -> Units | None:
+    """Return (mean, std) as tuples of equal length, or None; raise otherwise."""
     if normalization is None:
         return None
     try:
@@ -107,7 +109,7 @@ def check_normalization(normalization: Any) -> tuple[tuple[float, ...], tuple[fl
         )
     if not all(math.isfinite(s) and s > 0 for s in std):
         raise ValueError(f"Expected argument `normalization` to have finite std > 0, but got std={std!r}.")
-    return mean, std
+    return Units(mean, std)
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
@@ -118,9 +120,9 @@ def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def check_channels(x: Tensor, normalization: tuple[tuple[float, ...], tuple[float, ...]] | None) -> None:
+def check_channels(x: Tensor, units: Units) -> None:
     """Raise ValueError unless ``x`` has a channel (axis 1) for each mean of the normalisation."""
-    count = 1 if normalization is None else len(normalization[0])
+    count = len(units.mean)
     if count > 1 and (x.dim() < 2 or x.shape[1] != count):
         raise ValueError(
             f"Expected argument `x` to have {count} channels on axis 1, as many as `normalization` has means, but got "
@@ -128,9 +130,7 @@ def check_channels(x: Tensor, normalization: tuple[tuple[float, ...], tuple[floa
         )
 
 
-def check_bounds(
-    bounds: Any, normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-) -> tuple[float, float] | None:
+def check_bounds(bounds: Any, units: Units | None = None) -> tuple[float, float] | None:
     """Return ``bounds`` as two floats (lo < hi) or None; raise otherwise, or if they look like normalised units."""
     if bounds is None:
         return None
@@ -140,7 +140,7 @@ def check_bounds(
         raise TypeError(f"Expected argument `bounds` to be two numbers (lo, hi), but got {bounds!r}.") from None
     if not low < high:  # also refuses NaN
         raise ValueError(f"Expected argument `bounds` to be (lo, hi) with lo < hi, but got {bounds!r}.")
-    if normalization is not None and low < 0 and high > 1 and all(0 < m < 1 for m in normalization[0]):
+    if units is not None and low < 0 and high > 1 and all(0 < m < 1 for m in units.mean):
         raise ValueError(
             f"Expected argument `bounds` in raw units, (0, 1) for images, but got {bounds!r}, which look like those of "
             "normalised images: with `normalization`, radius, bounds and norms are told in raw units."

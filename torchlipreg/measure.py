@@ -9,13 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.checks import check_bounds, check_count, check_norm, check_number, check_points, check_values
+from torchlipreg.checks import (
+    Normalization,
+    check_bounds,
+    check_channels,
+    check_count,
+    check_norm,
+    check_normalization,
+    check_number,
+    check_points,
+    check_values,
+)
 from torchlipreg.geometry.ascent import ascend
 from torchlipreg.geometry.derivative import jacobian_norm
 from torchlipreg.geometry.norms import rescale, row_norm
 from torchlipreg.geometry.pairs import PairSet, draw_in_ball, draw_partners, draw_rows
 from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_floor
 from torchlipreg.geometry.rules import Power
+from torchlipreg.geometry.units import Units
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.modules import compute_dtype
 
@@ -67,6 +78,7 @@ def operator_norm(
     output_norm: float = 2,
     steps: int = 1000,
     tol: float = 1e-6,
+    normalization: Normalization | None = None,
 ) -> Tensor:
     """Return the operator norm of the Jacobian of f at each point: the exact local Lipschitz constant there.
 
@@ -81,6 +93,8 @@ def operator_norm(
         output_norm: 1, 2 or ``math.inf``.
         steps: Most power iterations (2→2 only), ≥ 1.
         tol: Stop when no row's estimate grew by more than this factor in an iteration (2→2 only), ≥ 0.
+        normalization: (mean, std) that was applied to ``x``: the norms are then those of the raw inputs, as in
+            :class:`torchlipreg.LipschitzPenalty`.
 
     Returns:
         Norms, shape (N,), detached.
@@ -101,8 +115,9 @@ def operator_norm(
     check_norm("output_norm", output_norm)
     check_count("steps", steps)
     check_number("tol", tol)
-    with fixed_function(f, eager=True) as fixed, torch.no_grad():
-        return jacobian_norm(fixed, x.detach(), input_norm, output_norm, steps, tol)
+    units = check_normalization(normalization)
+    with fixed_function(f, eager=True, units=units) as fixed, torch.no_grad():
+        return jacobian_norm(fixed, _raw(x, units), input_norm, output_norm, steps, tol)
 
 
 def lipschitz_lower_bound(
@@ -114,6 +129,7 @@ def lipschitz_lower_bound(
     output_norm: float = 2,
     steps: int = 20,
     bounds: tuple[float, float] | None = None,
+    normalization: Normalization | None = None,
     output: Callable[[Any], Any] | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -129,11 +145,13 @@ def lipschitz_lower_bound(
     Args:
         model: Function or ``nn.Module``; may be wrapped or compiled.
         inputs: A floating tensor, shape (N, *), or an iterable of batches: tensors, or tuples that begin with one.
-        radius: ε ≥ 0 in the input norm and the input's units, or None. 0 is the directional derivative.
+        radius: ε ≥ 0 in the input norm and in raw units, or None. 0 is the directional derivative.
         input_norm: 1, 2 or ``math.inf``.
         output_norm: 1, 2 or ``math.inf``.
         steps: Power steps for each pair, ≥ 1.
-        bounds: (lo, hi) of the data: points stay inside.
+        bounds: (lo, hi) of the data in raw units: points stay inside.
+        normalization: (mean, std) that was applied to ``inputs``: radius, bounds, norms and the result are then those
+            of the raw inputs, as in :class:`torchlipreg.LipschitzPenalty`.
         output: From the model's return value to the tensor that counts, as in ``LipschitzPenalty``.
         batch_size: Rows at a time of an ``inputs`` tensor.
         seed: Of the starting pairs.
@@ -153,7 +171,8 @@ def lipschitz_lower_bound(
     """
     check_norm("input_norm", input_norm)
     check_norm("output_norm", output_norm)
-    steps, bounds = check_count("steps", steps), check_bounds(bounds)
+    units = check_normalization(normalization)
+    steps, bounds = check_count("steps", steps), check_bounds(bounds, units)
     batch_size = check_count("batch_size", batch_size)
     if radius is not None:
         radius = check_number("radius", radius)
@@ -165,7 +184,7 @@ def lipschitz_lower_bound(
         if radius is None and len(x) < 2:
             continue
         generator = torch.Generator(x.device).manual_seed(seed)
-        found = _largest_quotient(model, x, radius, input_norm, output_norm, steps, bounds, output, generator)
+        found = _largest_quotient(model, x, radius, input_norm, output_norm, steps, bounds, units, output, generator)
         largest = found if largest is None else torch.maximum(largest, found)
     if largest is None:
         raise ValueError(
@@ -232,11 +251,12 @@ def _largest_quotient(
     output_norm: float,
     steps: int,
     bounds: tuple[float, float] | None,
+    units: Units | None,
     output: Callable[[Any], Any] | None,
     generator: torch.Generator,
 ) -> Tensor:
+    x = _raw(x.to(torch.promote_types(x.dtype, torch.float32)), units)
     check_values(x, bounds)
-    x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     floor = distance_floor(compute_dtype(model, x), float(row_norm(x, input_norm).mean()))
     resolution = Resolution(radius, floor)
     shrink = SHRINK ** (1 / steps) if radius is None else 1.0
@@ -251,7 +271,7 @@ def _largest_quotient(
             return PairSet(pairs.x, pairs.x + rescale(pairs.x_prime - pairs.x, 1.0, input_norm))
         return PairSet(pairs.x, pairs.x + shrink * (pairs.x_prime - pairs.x)).clamp(bounds, anchored=True)
 
-    with fixed_function(model, output, eager=resolution.limit) as f:
+    with fixed_function(model, output, eager=resolution.limit, units=units) as f:
         with torch.no_grad():
             fx = None if resolution.limit else f(pairs.x)
         q = PairQuotient(f, input_norm, output_norm, resolution, fx)
@@ -267,6 +287,14 @@ def _largest_quotient(
         with torch.no_grad():
             height(pairs)
     return found
+
+
+def _raw(x: Tensor, units: Units | None) -> Tensor:
+    """Return inputs in raw units, without a graph."""
+    if units is None:
+        return x.detach()
+    check_channels(x, units)
+    return units.raw(x.detach())
 
 
 def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.call.settings import Ascent, Exponent, Method, Normalization, Settings
-from torchlipreg.call.state import STATE_VERSION, PenaltyState
+from torchlipreg.call.saved import STATE_VERSION, from_dict, gather, to_dict
+from torchlipreg.call.settings import Ascent, Exponent, Method, Settings
+from torchlipreg.call.state import PenaltyState
 from torchlipreg.call.step import Step
 from torchlipreg.call.watch import Watch, advice
-from torchlipreg.checks import check_mapping, check_number, check_points, check_rows, suggest_names
+from torchlipreg.checks import Normalization, check_mapping, check_number, check_points, check_rows, suggest_names
 from torchlipreg.distributed import world_size
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
@@ -43,7 +44,7 @@ class LipschitzPenalty:
     quotients squared by default; power steps and anchored pairs by default for tv and ptv; pairs on level sets
     (Property 1) and collapsed pairs drawn anew; statistics of train-mode BatchNorm that follow the parameters, see
     :func:`torchlipreg.model.batchnorm.follow`. The report's own formula is ``scale=1, exponent=1, input_norm=2``, and
-    its Algorithms 3 and 4 as printed ``anchored=False, ascent="sgd", momentum=0`` besides.
+    its Algorithms 3 and 4, but for the mean, ``anchored=False, ascent="sgd", momentum=0`` besides.
 
     Args:
         method: ``"max"``, ``"sum"``, ``"tv"`` or ``"ptv"``.
@@ -242,8 +243,8 @@ class LipschitzPenalty:
                 persistent pairs. Everything else is handed on as it is.
 
         Returns:
-            ``weight · interval · value``, 0-dim, float32 (float64 for a float64 model), with a gradient to the
-            parameters only.
+            ``weight · interval · reduceᵢ (scale · qᵢ)^exponent``, 0-dim, float32 (float64 for a float64 model), with a
+            gradient to the parameters only. A float32 zero without a gradient where nothing is computed.
 
         Raises:
             TypeError: If ``x`` is not a floating tensor, the model's output not one, ``choose``'s not row numbers, or
@@ -302,7 +303,7 @@ class LipschitzPenalty:
         Collective: every rank must call it. The only collective besides the call itself; a no-op on one process. The
         gathered state is dropped by the next call of the penalty.
         """
-        self._state.gather()
+        gather(self._state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a bit-equal resume needs: tensors, numbers, strings, lists and dicts only.
@@ -312,7 +313,7 @@ class LipschitzPenalty:
         with ``weights_only=True``.
         """
         self.warn_of_data()
-        return {**self._identity(), "weight": self.weight, "radius": self.radius, **self._state.to_dict()}
+        return {**self._identity(), "weight": self.weight, "radius": self.radius, **to_dict(self._state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state, weight and radius included. Tensors move to the model's device in the next call.
@@ -327,7 +328,7 @@ class LipschitzPenalty:
         Raises:
             ValueError: If ``state`` has another version, or belongs to another kind of penalty. Nothing is changed.
         """
-        loaded = PenaltyState.from_dict(state, self._identity())
+        loaded = from_dict(state, self._identity())
         weight = check_number("weight", state["weight"])
         self.radius, self.weight, self._state = state["radius"], weight, loaded
 

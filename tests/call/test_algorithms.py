@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from zoo import bare
 
+from torchlipreg import LipschitzPenalty
 from torchlipreg.call.region import Region
 
 STEPS = 6
@@ -191,3 +192,36 @@ def test_interval_applies_k_times_the_penalty_every_kth_call(run, drawn):
     assert values[1:3] == values[4:6] == [0.0, 0.0]
     assert values[0] == pytest.approx(3 * busy(run.fast, run.batches[0]).item())
     assert values[3] > 0
+
+
+@pytest.mark.parametrize("exponent", [1, 2])
+@pytest.mark.parametrize("method", ["max", "sum", "tv", "ptv"])
+def test_movements_are_quotients_over_the_scale(method, exponent):
+    """weight · reduce (scale · q)^exponent: the report's λ is weight · scale^exponent, and the estimate stays bare."""
+    torch.manual_seed(0)
+    model, x, found = nn.Linear(6, 3).double(), torch.randn(8, 6, dtype=torch.float64), []
+    for weight, scale in ((0.7, 0.25), (0.7 * 0.25**exponent, 1.0)):
+        penalty = bare(method, weight, scale=scale, exponent=exponent, radius=0.1)
+        found.append((penalty(model, x), penalty.estimate))
+    torch.testing.assert_close(*(value for value, _ in found), rtol=1e-12, atol=0)
+    assert found[0][1].equal(found[1][1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({"method": "tv"}, 8 / 255),
+        ({"method": "ptv", "radius": 0.2}, 0.2),
+        ({"method": "max", "radius": 0.2}, 0.2),
+        ({"method": "tv", "radius": 0}, 1.0),
+        ({"method": "sum"}, 0.25),
+        ({"method": "tv", "radius": 0.2, "scale": 0.5}, 0.5),
+    ],
+    ids=str,
+)
+def test_the_scale_is_the_radius_that_the_constructor_was_given(settings, scale):
+    penalty = LipschitzPenalty(**settings)
+    assert penalty.settings.scale == scale
+    if settings["method"] != "sum":
+        penalty.radius = 0.01  # a schedule moves the radius, not the scale
+        assert penalty.settings.scale == scale

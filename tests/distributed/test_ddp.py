@@ -266,3 +266,35 @@ def test_the_count_sees_every_collective(two):
         assert len(seen) == 3  # objects travel with their sizes ahead
         assert seen[0] == 8
         assert seen[2] > 2 * 40
+
+
+def normalised_run(rank, method):
+    """Take steps on normalised data; return the values, which have to be those of raw data."""
+    values = []
+    for normalization in ((0.3, 0.2), None):
+        net = Net("group").double()
+        model = DDP(net if normalization else Raw(net))
+        penalty, found = build(method, normalization=normalization), []
+        for step in range(2):
+            x = batch(rank, step)
+            z = (x - 0.3) / 0.2 if normalization else x
+            value = penalty(model, z, model(z))
+            (task_loss(model(z)) + value).backward()
+            found.append(value.detach())
+        values.append(torch.stack(found))
+    assert_same_on_all_ranks(values[0])
+    torch.testing.assert_close(*values, rtol=1e-9, atol=0)
+
+
+class Raw(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net((x - 0.3) / 0.2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_raw_units_on_two_processes(two, method):
+    two.run(normalised_run, method)

@@ -199,3 +199,43 @@ def test_a_rank_that_waits_fails_the_test():
     with pytest.raises(pytest.fail.Exception, match=r"ranks \[0\] had not finished after 1 s"):
         pool.run(wait_for_nobody, timeout=1)
     assert pool.workers == []
+
+
+# Side inputs go with their pairs
+
+
+def marked(rank, penalty, steps, start=0):
+    """Take calls whose side inputs tell the points apart: each row's mark is the mean of its point."""
+    net = Net("group").double()
+    for step in range(start, start + steps):
+        x = batch(rank, step)
+        penalty(lambda z, mark: net(z) * (1 + mark), x, model_kwargs={"mark": x.flatten(1).mean(1, keepdim=True)})
+
+
+def save_marked(rank, method):
+    penalty = build(method, radius=0.01)
+    marked(rank, penalty, 2)
+    penalty.synchronize()
+    return store(penalty.state_dict())
+
+
+def load_marked(rank, method, state):
+    penalty = build(method, radius=0.01)
+    penalty.load_state_dict(state)
+    mine = store(penalty.state_dict())["ranks"][0]["side"]["mark"]
+    marked(rank, penalty, 1, start=2)
+    return mine
+
+
+@pytest.mark.filterwarnings("ignore:.*holds the pairs of this rank only")
+@pytest.mark.parametrize("method", PERSISTENT)
+def test_side_inputs_are_saved_and_dealt_with_their_pairs(pools, method):
+    saved = pools[2].run(save_marked, method)[0]
+    whole = torch.cat([r["side"]["mark"] for r in saved["ranks"]]).flatten()
+    assert len(whole) == 12
+    assert len(set(whole.tolist())) > 2
+    on_three = pools[3].run(load_marked, method, saved)
+    assert sorted(torch.cat(on_three).flatten().tolist()) == sorted(whole.tolist())
+    for rank, mine in enumerate(on_three):
+        assert mine.flatten().tolist() == whole[rank::3].tolist()
+    assert load_marked(0, method, saved).flatten().tolist() == whole.tolist()

@@ -15,8 +15,10 @@ import timm.task
 import timm.utils
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.integrations import _timm_launcher as timm_launcher
 from torchlipreg.integrations._timm_options import parse
 from torchlipreg.integrations.timm import main
 from torchlipreg.outputs import smallest_margins
@@ -324,3 +326,107 @@ def test_weight_zero_is_the_plain_run_on_two_processes(images, tmp_path):
     torchrun(*command, "--output", str(tmp_path / "plain"), "--no-device-ids")
     torchrun(*LAUNCH, *command, "--output", str(tmp_path / "zero"), "--lip-weight", "0")
     assert same(checkpoint(tmp_path / "plain"), checkpoint(tmp_path / "zero"))
+
+
+# Raw units, fractions and schedules
+
+
+def made(arguments, *flags, script_arguments=()):
+    """Return the penalty that the launcher made, after its run."""
+    tasks = []
+    original = timm_launcher.Meter.update
+
+    def update(self, task, penalty, lipschitz):
+        tasks.append(task)
+        original(self, task, penalty, lipschitz)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timm_launcher.Meter, "update", update)
+        main([SCRIPT, *arguments, *script_arguments, *flags])
+    return tasks[-1]
+
+
+def test_mean_and_std_are_the_loaders_and_a_fraction_is_a_number(arguments):
+    penalty = made(arguments, "--lip-radius", "4/255").penalty
+    assert penalty.settings.normalization == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    assert penalty.radius == penalty.settings.scale == 4 / 255
+    largest = (penalty.pairs.x_prime - penalty.pairs.x).abs().max().item()
+    assert largest == pytest.approx(4 / 255 / min(IMAGENET_DEFAULT_STD), rel=1e-3)
+
+
+def test_mean_and_std_of_the_data_configuration(tmp_path):
+    """As in train.py, which resolves it from its arguments and the model's, before it builds the task."""
+    text = (
+        "import torch, timm, timm.task\n"
+        "from timm.data import resolve_data_config\n"
+        "model = timm.create_model('test_vit', num_classes=2)\n"
+        "resolve_data_config({'mean': [0.1, 0.2, 0.3], 'std': [0.4]}, model=model)\n"
+        "task = timm.task.ClassificationTask(model, verbose=False)\n"
+        "task(torch.randn(2, 3, 160, 160), torch.tensor([0, 1]))['loss'].backward()\n"
+        "assert task.penalty.settings.normalization == ((0.1, 0.2, 0.3), (0.4, 0.4, 0.4))\n"
+    )
+    main([script(tmp_path, text)])
+
+
+def test_a_normalisation_that_is_given_goes_first(arguments):
+    penalty = made(arguments, "--lip-normalization", "0.5,0.4,0.3", "1/4").penalty
+    assert penalty.settings.normalization == ((0.5, 0.4, 0.3), (0.25, 0.25, 0.25))
+
+
+def test_warmup_counts_optimizer_steps_and_decay_epochs(arguments, tmp_path):
+    flags = [
+        "--lip-weight",
+        "0.8",
+        "--lip-weight-warmup",
+        "4",
+        "--lip-radius-decay",
+        "0.5",
+        "--lip-weight-gamma",
+        "0.5",
+    ]
+    task = made(arguments, *flags, script_arguments=["--epochs", "3", "--grad-accum-steps", "2"])
+    # Two updates an epoch: the warm-up ends with the second; the weight was halved after the first, and the second.
+    assert task.penalty.weight == pytest.approx(0.8 / 4)
+    assert task.penalty.radius == pytest.approx(8 / 255 / 4)
+    assert task.penalty.settings.scale == 8 / 255
+
+
+def test_schedules_resume(arguments, tmp_path):
+    flags = [
+        "--lip-weight",
+        "0.8",
+        "--lip-weight-warmup",
+        "9",
+        "--lip-radius-decay",
+        "0.5",
+        *STRONG[:2],
+        "--lip-radius",
+    ]
+    flags = [*flags, "0.1"]
+    whole = made(arguments, *flags, script_arguments=["--epochs", "3"])
+    rest = [*arguments[:-1], str(tmp_path / "parts")]
+    made(rest, *flags, script_arguments=["--epochs", "1"])
+    resumed = made(rest, *flags, script_arguments=["--epochs", "3", "--resume", str(tmp_path / "parts/last.pth.tar")])
+    assert resumed.penalty.weight == whole.penalty.weight
+    assert resumed.penalty.radius == whole.penalty.radius
+
+
+def test_the_discrepancy_principle_hears_the_validation_accuracy(arguments):
+    task = made(arguments, "--lip-weight", "0.1", "--lip-discrepancy", "0", "0.05", script_arguments=["--epochs", "2"])
+    assert task.penalty.weight == pytest.approx(0.15)  # any accuracy above 0 raises it
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--lip-weight-warmup", "0"], "`steps`"),
+        (["--lip-weight-gamma", "-1"], "`gamma`"),
+        (["--lip-radius", "8/0"], "--lip-radius"),
+        (["--lip-radius", "8/x"], "--lip-radius"),
+        (["--lip-normalization", "0.5", "0"], "`normalization`"),
+    ],
+)
+def test_mistakes_in_numbers_end_before_the_script_starts(flags, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([SCRIPT, *flags])
+    assert message in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """The two kinds of method: persistent pairs (Algorithm 1: max, sum) and local pairs (Algorithms 3, 4: ptv, tv).
 
 Both have the same three verbs: ``batch``, which points of the loop's batch are used; ``start``, the pairs before the
-ascent; ``keep``, what the state remembers of them after it.
+ascent; ``remember``, what the state keeps of them after it.
 """
 
 from __future__ import annotations
@@ -82,12 +82,14 @@ class PersistentPairs:
             pairs = self.region.draw_around(batch.x[rows], rng)
         return Carried(pairs, rule.start(pairs), take_rows(batch.side, rows))
 
-    def keep(self, state: PenaltyState, carried: Carried, batch: Batch, q: Tensor) -> None:
+    def remember(self, state: PenaltyState, carried: Carried, batch: Batch, q: Tensor) -> None:
         """Remember X_lip, and which pairs are stuck; where the batch was not finite, X_lip as it was."""
         stuck, finite = self.region.is_stuck(carried.pairs, q), batch.finite.all()
         previous = state.on(q.device)
         if previous is not None and previous.pairs.x.shape == carried.pairs.x.shape:
+            # All as it was, as NaN in a batch tells of a training that fails: statistics, and with them f, may be NaN.
             carried = carried.where(finite.expand(len(q)), previous)
+            stuck = torch.where(finite, stuck, stuck if state.stuck is None else state.stuck.to(q.device))
         state.advance(carried, self.region.resolution.floor, finite, stuck=stuck)
 
 
@@ -133,7 +135,7 @@ class LocalPairs:
         pairs = self.region.draw_around(batch.x, rng)
         return Carried(pairs, rule.start(pairs), batch.side)
 
-    def keep(self, state: PenaltyState, carried: Carried, batch: Batch, q: Tensor) -> None:
+    def remember(self, state: PenaltyState, carried: Carried, batch: Batch, q: Tensor) -> None:
         """Remember the pairs for ``update=False``; the next call draws others."""
         floor = self.region.resolution.floor
         state.advance(carried._replace(memory={}), floor, batch.finite.all(), valid=batch.valid)

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from torchlipreg.call.settings import Settings
-from torchlipreg.geometry.ascent import Rule
 from torchlipreg.geometry.norms import rescale
 from torchlipreg.geometry.pairs import PairSet, add_noise, draw_in_ball, draw_partners, is_stuck, on_sphere
 from torchlipreg.geometry.quotient import Resolution
-from torchlipreg.geometry.rules import SGD, Adam, Nesterov, Power
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,16 @@ class Region:
         """Whether f(x) serves the whole call: x is a data point that stays, and not the place of a derivative."""
         return self.settings.anchored and not self.resolution.limit
 
+    @property
+    def projects(self) -> bool:
+        """Whether moved points are projected on the ε-sphere: Algorithm 3 (ptv), which differs from 4 (tv) in that."""
+        return self.settings.method == "ptv"
+
     def draw_around(self, centre: Tensor, rng: torch.Generator) -> PairSet:
         """Draw a pair in the ε-ball around each point, shape (N, *): the start of Algorithms 3 and 4."""
         limit = self.resolution.limit
         radius = 1.0 if limit else self.resolution.radius or 1.0
-        sphere = limit or (self.settings.method == "ptv" and self.settings.anchored)
+        sphere = limit or (self.projects and self.settings.anchored)
         return self._settled(draw_in_ball(centre, radius, self.settings.input_norm, rng, on_sphere=sphere), rng)
 
     def draw_between(self, x: Tensor, rows: Tensor, rng: torch.Generator) -> PairSet:
@@ -58,7 +61,7 @@ class Region:
         return pairs.clamp(settings.bounds, anchored=settings.anchored)
 
     def project(self, pairs: PairSet, centre: Tensor) -> PairSet:
-        """Bring moved pairs back: to the ε-sphere (ptv), to unit directions (limit), to the bounds. Idempotent.
+        """Bring moved pairs back: to the ε-sphere (ptv), to unit directions (limit), to the bounds.
 
         Args:
             pairs: Shape (N, *).
@@ -71,29 +74,11 @@ class Region:
         if self.resolution.limit:
             x = pairs.x if settings.bounds is None or settings.anchored else pairs.x.clamp(*settings.bounds)
             return PairSet(x, x + rescale(pairs.x_prime - pairs.x, 1.0, settings.input_norm))
-        if settings.method == "ptv" and radius is not None:
+        if self.projects and radius is not None:
             moved = on_sphere(pairs, centre, radius, settings.input_norm)
             pairs = PairSet(pairs.x if settings.anchored else moved.x, moved.x_prime)
         return pairs.clamp(settings.bounds, anchored=settings.anchored)
 
-    def rule(self, centre: Tensor) -> Rule:
-        """Return the ascent rule that the settings name; ptv's free pairs turn around ``centre``, the data points."""
-        settings = self.settings
-        step_size = settings.step_size or 0.0
-        if settings.ascent == "sgd":
-            return SGD(step_size, settings.momentum)
-        if settings.ascent == "nesterov":
-            return Nesterov(step_size)
-        if settings.ascent == "adam":
-            return Adam(step_size)
-        around_data = settings.method == "ptv" and not self.x_stays
-        return Power(
-            settings.input_norm,
-            anchored=self.x_stays,
-            centre=centre if around_data else None,
-            radius=self.resolution.radius or 0.0,
-        )
-
     def is_stuck(self, pairs: PairSet, q: Tensor) -> Tensor:
         """Say which pairs an ascent cannot move, shape (N,), bool: see :func:`torchlipreg.geometry.pairs.is_stuck`."""
-        return is_stuck(pairs, q, self.resolution.shortest, self.settings.input_norm)
+        return is_stuck(pairs, q, self.resolution.collapse_distance, self.settings.input_norm)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
@@ -24,7 +24,6 @@ from torchlipreg.geometry.units import Units
 Method = Literal["max", "sum", "tv", "ptv"]
 Ascent = Literal["power", "sgd", "nesterov", "adam"]
 Exponent = Literal[1, 2]
-Normalization = tuple[float | Sequence[float], float | Sequence[float]]
 
 STEP_SIZES = {"sgd": 0.01, "nesterov": 0.01, "adam": 0.03}
 NUM_PAIRS = 64
@@ -73,7 +72,8 @@ class Settings:
             self._fill("radius", RADIUS)
         self._fill("radius", self.check_radius(self.radius))
         self._fill("scale", check_number("scale", self._scale(), exclusive=True))
-        self._fill("normalization", check_normalization(self.normalization))
+        units = check_normalization(self.normalization)
+        self._fill("normalization", None if units is None else tuple(units))  # plain values, which go into a state
         if self.ascent is None:
             self._fill("ascent", "sgd" if self.persistent else "power")
         check_choice("ascent", self.ascent, ("power", *STEP_SIZES))
@@ -90,7 +90,7 @@ class Settings:
         if self.momentum >= 1:
             raise ValueError(f"Expected argument `momentum` to be in [0, 1), but got {self.momentum!r}.")
         self._check_sides()
-        self._fill("bounds", check_bounds(self.bounds, self.normalization))
+        self._fill("bounds", check_bounds(self.bounds, units))
         self._fill("noise", check_number("noise", self.noise))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"Expected argument `seed` to be an integer >= 0, but got {self.seed!r}.")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchlipreg.call.climbing import climbing
 from torchlipreg.call.first_batch import first_look
 from torchlipreg.call.methods import Batch, LocalPairs, PersistentPairs, finite_copy
 from torchlipreg.call.reduction import by_row, reduce, reduce_here
@@ -19,7 +20,7 @@ from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.call.watch import ROWS, Watch
 from torchlipreg.checks import check_channels
-from torchlipreg.geometry.ascent import Rule, ascend
+from torchlipreg.geometry.ascent import Objective, Rule, ascend
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.model.fixed import FixedFunction, fixed_function
 from torchlipreg.model.modules import compute_dtype
@@ -36,7 +37,7 @@ class Step:
     Attributes:
         settings: Of the penalty.
         radius: ε as the user has it; None for pairs of different data points.
-        state: Of the penalty; changed last, after everything that may fail.
+        state: Of the penalty; changed after everything that may fail.
         reuse: Whether the loop's outputs may stand for f(x).
         watch: Sees the penalty's gradient now and then.
         rng: The penalty's own generator.
@@ -68,32 +69,33 @@ class Step:
         method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region)
         with self._fixed(model, region, rest, len(x)) as f:
             q = self._quotient(f, region)
-            previous = None if self.update else self.state.on(points.device)
-            if previous is not None:
-                return self._as_before(q, f, previous, points, side)
+            again = None if self.update else self.state.on(points.device)
+            if again is not None:
+                return self._as_before(q, f, again, points, side)
             loop = self._looked_at(x, outputs, side, region)
             batch = method.batch(points, side, outputs, self.rng)
-            rule = region.rule(batch.x)
+            rule, objective = climbing(region, q, batch.x)
             carried = method.start(batch, self.state, rule, self.rng)
             q.f = f.given(carried.side)
             q.fx = self._at_anchor(f, region, carried, batch, loop)
             if self.update:
-                carried = self._ascend(q, region, rule, batch, carried)
+                carried = self._ascend(rule, objective, region, batch, carried)
             quotients = q(carried.pairs, batch.valid)
             if self.update and self.watch.due():
                 self._look(f, region, carried, batch.valid, quotients)
         value = self._reduce(quotients, batch.valid)
         if self.update:
-            method.keep(self.state, carried, batch, by_row(quotients.detach()))
+            method.remember(self.state, carried, batch, by_row(quotients.detach()))
         return value
 
     def _raw(self, x: Tensor) -> Tensor:
         """Return the batch in raw units, at least float32, without a graph."""
         points = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
-        if self.settings.units is None:
+        units = self.settings.units
+        if units is None:
             return points
-        check_channels(points, self.settings.normalization)
-        return self.settings.units.raw(points)
+        check_channels(points, units)
+        return units.raw(points)
 
     def _fixed(
         self, model: Callable[..., Any], region: Region, rest: Mapping[str, Any], count: int
@@ -148,12 +150,12 @@ class Step:
                 fx = f.given(carried.side)(carried.pairs.x)
         return fx.detach() if target else fx
 
-    def _ascend(self, q: PairQuotient, region: Region, rule: Rule, batch: Batch, carried: Carried) -> Carried:
+    def _ascend(self, rule: Rule, objective: Objective, region: Region, batch: Batch, carried: Carried) -> Carried:
         pairs, memory = ascend(
             carried.pairs,
             carried.memory,
             rule,
-            q.height if self.settings.ascent == "power" else q.square,
+            objective,
             steps=self.settings.ascent_steps,
             anchored=region.x_stays,
             project=partial(region.project, centre=batch.x),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchlipreg.model.graph import nearest_weights
 
 LOOKS = 50  # that agree before a warning
-EARLY, LATE = 8, 64  # calls from look to look: for the first LOOKS, and afterwards
+EARLY, LATE = 8, 64  # calls from look to look: at first, and afterwards
 INERT = 1e-4  # a share under which the penalty does nothing
 BALANCE, FLAT = 0.5, 0.5  # a share with which it holds back the task, and a spread of outputs that is next to none
 WEIGHTS = 2  # the matrices nearest to the output stand for all parameters
@@ -26,8 +26,8 @@ class Watch:
     A stand-in for that of all parameters: of the two weight matrices nearest to the output, at 32 pairs. A look builds
     a graph of its own, which costs a forward of those pairs and the end of a backward, and takes the penalty's
     gradient there; the sum with the task's is read by hooks in the training loop's own backward. It looks in every 8th
-    call at first, after 50 looks in every 64th. On several processes the gradients are those of this process, before
-    they are averaged.
+    call at first, and from the 400th on in every 64th, unless looks agree that something is wrong. On several
+    processes the gradients are those of this process, before they are averaged.
 
     The share alone tells what is inert. It cannot tell what is ruinous: where a training comes to rest the two
     gradients cancel, and the share is about 1 whatever the weight. Ruinous is a penalty in that balance (a share over
@@ -46,9 +46,10 @@ class Watch:
         self._pending: tuple[Tensor, Any] | None = None
 
     def due(self) -> bool:
-        """Count a call, and say whether to look in it."""
+        """Count a call, and say whether to look in it: often at first, and while looks agree on something bad."""
         self._calls += 1
-        return self._calls % (EARLY if self._calls <= EARLY * LOOKS else LATE) == 0
+        often = self._calls <= EARLY * LOOKS or 0 < max(self._agreeing.values()) < LOOKS
+        return self._calls % (EARLY if often else LATE) == 0
 
     def look(self, value: Tensor, fx: Tensor) -> None:
         """Take the penalty's gradient.

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-EXPONENTS = (1, 2, math.inf)
+NORMS = (1, 2, math.inf)
 
 
 def row_norm(v: Tensor, p: float) -> Tensor:

@@ -30,13 +30,13 @@ class Resolution(NamedTuple):
         return self.radius is not None and self.radius < self.floor
 
     @property
-    def shortest(self) -> float:
+    def collapse_distance(self) -> float:
         """The distance under which a pair has collapsed: none in the limit, where x′ − x is a mere direction."""
         return 0.0 if self.limit else self.floor
 
     def divisor(self, distance: Tensor) -> Tensor:
         """Return what a difference is divided by: the distance, where that is not rounding noise or zero."""
-        return distance.clamp_min(self.shortest or torch.finfo(distance.dtype).tiny)
+        return distance.clamp_min(self.collapse_distance or torch.finfo(distance.dtype).tiny)
 
 
 @dataclass

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from torchlipreg.geometry.units import Units
-from torchlipreg.model.checkpoints import checkpoint_hook, recomputing_under
 from torchlipreg.model.frozen import FrozenState
-from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, train_signature, unwrap
+from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, training_flags, unwrap
 from torchlipreg.model.parallelism import check_forward_mode, is_sharded
+from torchlipreg.model.recomputation import checkpoint_hook, recomputing_under
 from torchlipreg.model.side import SideRows, fit_rows
 from torchlipreg.outputs import select
 
@@ -91,7 +91,7 @@ def fixed_function(
         raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
     if eager:
         check_forward_mode(modules)
-    found = AsFound(*train_signature(modules), [d for d in AUTOCAST_DEVICES if torch.is_autocast_enabled(d)])
+    found = AsFound(*training_flags(modules), [d for d in AUTOCAST_DEVICES if torch.is_autocast_enabled(d)])
     state = FrozenState(modules, eager)
     # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
     hook = contextlib.nullcontext if eager else recomputing_under(state.applied)
@@ -176,7 +176,7 @@ class FixedFunction:
     @property
     def follows(self) -> bool:
         """Whether :meth:`follow_statistics` has anything to do: a BatchNorm in train mode, and gradients."""
-        return bool(self._state.parameters) and torch.is_grad_enabled()
+        return bool(self._state.followed) and torch.is_grad_enabled()
 
     @property
     def cannot_follow(self) -> bool:
@@ -194,7 +194,7 @@ class FixedFunction:
         """
         state = self._state
         with contextlib.ExitStack() as stack:
-            for m in state.parameters:
+            for m in state.followed:
                 stack.enter_context(_removed(m.register_forward_pre_hook(state.follow, with_kwargs=True)))
             stack.enter_context(checkpoint_hook(contextlib.nullcontext))  # hooks do not run in a recomputation
             stack.enter_context(self.eagerly())

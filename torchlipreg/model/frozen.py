@@ -28,12 +28,12 @@ class FrozenState:
         self.cannot_follow = bool(tracking) and is_sharded(modules)  # FSDP puts parameters in place itself
         following = [] if self.cannot_follow else [m for m in tracking if can_follow(m)]
         self.originals = {m: (m._parameters, self.buffers[m]) for m in following}
-        self.parameters: dict[nn.Module, dict[str, Any]] = {m: values for m, (values, _) in self.originals.items()}
+        self.followed: dict[nn.Module, dict[str, Any]] = {m: values for m, (values, _) in self.originals.items()}
 
     def follow(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Serve as a forward pre-hook of BatchNorm: from now on its statistics follow those of this input."""
         h = args[0] if args else kwargs["input"]
-        self.parameters[m], self.buffers[m] = follow(cast(Any, m).eps, h, *self.originals[m])
+        self.followed[m], self.buffers[m] = follow(cast(Any, m).eps, h, *self.originals[m])
         self._swap(m)
 
     @contextlib.contextmanager
@@ -53,8 +53,8 @@ class FrozenState:
 
     def _swap(self, m: nn.Module) -> None:
         m.__dict__["_buffers"] = dict(self.buffers[m])
-        if m in self.parameters:
-            m.__dict__["_parameters"] = self.parameters[m]
+        if m in self.followed:
+            m.__dict__["_parameters"] = self.followed[m]
 
     def _freeze(self, m: nn.Module, undo: list[tuple[dict[str, Any], str, Any]]) -> None:
         values, is_recurrent = m.__dict__, isinstance(m, nn.RNNBase)

@@ -99,7 +99,7 @@ def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
     return _sharding_dtype(modules) or parameter_dtype(modules) or torch.promote_types(x.dtype, torch.float32)
 
 
-def train_signature(modules: list[nn.Module]) -> tuple[bool, list[bool]]:
+def training_flags(modules: list[nn.Module]) -> tuple[bool, list[bool]]:
     """Describe how modules in training may differ from the fixed function.
 
     Returns:

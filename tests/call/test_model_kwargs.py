@@ -1,0 +1,179 @@
+"""What else a model takes comes along with the rows in use: against a penalty on those rows alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from zoo import METHODS, bare, gradients
+
+PERSISTENT, LOCAL = METHODS[:2], METHODS[2:]
+NUMBERS = {"weight": 1.0, "ascent_steps": 2}
+
+
+class Masked(nn.Module):
+    """A tagger whose mask decides which positions count, and whose temperature is one for all."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, mask=None, temperature=1.0):
+        h = self.first(x).tanh() * mask.unsqueeze(-1)
+        return self.last(h.sum(1) / mask.sum(1, keepdim=True)) / temperature
+
+
+def batch(n=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 5, 4, generator=generator, dtype=torch.float64)
+    mask = (torch.rand(n, 5, generator=generator) < 0.6).double()
+    mask[:, 0] = 1
+    return x, mask
+
+
+def model():
+    torch.manual_seed(0)
+    return Masked().double()
+
+
+class Folded(nn.Module):
+    """The same network with the mask in its input: position features, then the mask as one more that never moves."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x[..., :-1], mask=x[..., -1].detach())
+
+
+@pytest.mark.parametrize("method", LOCAL)
+@pytest.mark.parametrize("radius", [0.1, 0.0])
+@pytest.mark.parametrize("num_pairs", [None, 3])
+def test_rows_come_along(method, radius, num_pairs):
+    net, (x, mask) = model(), batch()
+    penalty = bare(method, radius=radius, num_pairs=num_pairs, **NUMBERS)
+    value = penalty(net, x, model_kwargs={"mask": mask, "temperature": 2.0})
+    pairs = penalty.pairs
+    rows = [int((x == z).flatten(1).all(1).nonzero()) for z in pairs.x] if num_pairs else list(range(len(x)))
+    f = lambda z: net(z, mask=mask[rows], temperature=2.0)  # noqa: E731
+    if radius:
+        q = (f(pairs.x_prime) - f(pairs.x)).norm(dim=1) / (pairs.x_prime - pairs.x).flatten(1).norm(dim=1)
+    else:
+        _, change = torch.func.jvp(f, (pairs.x,), (pairs.x_prime - pairs.x,))
+        q = change.norm(dim=1)
+    torch.testing.assert_close(value, q.square().mean())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_call_again_sees_the_same(method):
+    net, (x, mask) = model(), batch()
+    penalty = bare(method, **NUMBERS)
+    value = penalty(net, x, model_kwargs={"mask": mask})
+    again = penalty(net, x, model_kwargs={"mask": mask}, update=False)
+    torch.testing.assert_close(again, value)
+
+
+def test_persistent_pairs_keep_theirs():
+    net, (x, mask) = model(), batch()
+    penalty = bare("sum", num_pairs=6, radius=0.1, **NUMBERS)
+    penalty(net, x, model_kwargs={"mask": mask})
+    first = penalty._state.side["mask"].clone()
+    other_x, other_mask = batch(seed=1)
+    value = penalty(net, other_x, model_kwargs={"mask": other_mask})
+    assert torch.equal(penalty._state.side["mask"], first)  # no pair was stuck
+    pairs = penalty.pairs
+    q = (net(pairs.x_prime, mask=first) - net(pairs.x, mask=first)).norm(dim=1)
+    torch.testing.assert_close(value, (q / (pairs.x_prime - pairs.x).flatten(1).norm(dim=1)).square().mean())
+
+
+@pytest.mark.parametrize("method", PERSISTENT)
+def test_the_state_holds_them(method, tmp_path):
+    net, (x, mask) = model(), batch()
+    penalty = bare(method, num_pairs=6, **NUMBERS)
+    penalty(net, x, model_kwargs={"mask": mask})
+    torch.save(penalty.state_dict(), tmp_path / "state.pt")
+    resumed = bare(method, num_pairs=6, **NUMBERS)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    twin = copy.deepcopy(penalty)
+    others = batch(seed=1)
+    values = [p(net, others[0], model_kwargs={"mask": others[1]}) for p in (penalty, resumed, twin)]
+    assert values[0].equal(values[1])
+    assert values[0].equal(values[2])
+
+
+@pytest.mark.parametrize("method", PERSISTENT)
+def test_stuck_pairs_are_drawn_with_the_masks_of_their_points(method):
+    net, (x, mask) = model(), batch()
+    penalty = bare(method, num_pairs=6, radius=0.1, **NUMBERS)
+    penalty(net, x, model_kwargs={"mask": mask})
+    penalty._state.stuck = torch.tensor([True, False] * 3)
+    other_x, other_mask = batch(seed=1)
+    other_mask[:] = torch.tensor([1.0, 1, 0, 0, 1])
+    penalty(net, other_x, model_kwargs={"mask": other_mask})
+    assert (penalty._state.side["mask"][::2] == other_mask[0]).all()
+    assert not (penalty._state.side["mask"][1::2] == other_mask[0]).all()
+
+
+@pytest.mark.parametrize("num_pairs", [None, 3])
+def test_outputs_of_the_loop_serve(num_pairs):
+    net, (x, mask) = model(), batch()
+    given, computed = (bare("tv", num_pairs=num_pairs, **NUMBERS) for _ in range(2))
+    kwargs = {"mask": mask}
+    grads = []
+    for penalty, outputs in ((given, net(x, mask=mask)), (computed, None)):
+        net.zero_grad()
+        penalty(net, x, outputs, model_kwargs=kwargs).backward()
+        grads.append(gradients(net).clone())
+    torch.testing.assert_close(*grads)
+    assert given.reuses_outputs
+
+
+def test_other_names_or_shapes_are_refused_with_persistent_pairs():
+    net, (x, mask) = model(), batch()
+    penalty = bare("max", num_pairs=6, **NUMBERS)
+    penalty(net, x, model_kwargs={"mask": mask})
+    with pytest.raises(ValueError, match=r"`model_kwargs`.*'mask': \(5,\).*but got \{\}"):
+        penalty(net, x)
+
+
+def test_a_mask_of_another_batch_size_is_named():
+    net, (x, mask) = model(), batch()
+    with pytest.raises(ValueError, match=r"`model_kwargs`.*each of the 8 points.*'mask': 5"):
+        bare("tv")(net, x, model_kwargs={"mask": mask[:5]})
+
+
+CLOSED_OVER = [{"num_pairs": 3}, {"anchored": False}, {"method": "max", "num_pairs": 3}]
+
+
+@pytest.mark.parametrize("settings", CLOSED_OVER, ids=str)
+def test_a_closure_over_the_whole_batch_is_named(settings):
+    net, (x, mask) = model(), batch()
+    with pytest.raises(ValueError, match=r"points of a batch of 8: .*closes over.*`model_kwargs`"):
+        bare(**settings)(lambda z: net(z, mask=mask), x)
+
+
+def test_other_errors_of_the_model_stay_as_they_are():
+    def fails(z):
+        raise RuntimeError("no such luck")
+
+    with pytest.raises(RuntimeError, match=r"^no such luck$"):
+        bare("tv", num_pairs=2)(fails, torch.rand(8, 3))
+
+
+@pytest.mark.parametrize("wrong", [[1], "mask", {1: torch.ones(3)}])
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_what_is_no_dict_is_refused(wrong, weight):
+    with pytest.raises(TypeError, match="`model_kwargs` to be a dict"):
+        bare("tv", weight)(model(), batch()[0], model_kwargs=wrong)
+
+
+def test_choose_takes_the_masks_of_its_rows():
+    net, (x, mask) = model(), batch()
+    rows = torch.tensor([6, 1])
+    chooses = bare("tv", num_pairs=2, choose=lambda y, count: rows, **NUMBERS)
+    out = net(x, mask=mask)
+    value = chooses(net, x, out, model_kwargs={"mask": mask})
+    pairs = chooses.pairs
+    q = (net(pairs.x_prime, mask=mask[rows]) - net(pairs.x, mask=mask[rows])).norm(dim=1)
+    torch.testing.assert_close(value, (q / (pairs.x_prime - pairs.x).flatten(1).norm(dim=1)).square().mean())

@@ -1,0 +1,68 @@
+"""One-sided: f(x) is a target without gradient, as in virtual adversarial training."""
+
+import pytest
+import torch
+from zoo import bare, conv_bn, dropout_net, gradients, mlp
+
+from torchlipreg import LipschitzPenalty
+
+OPTIONS = {"weight": 1.0, "radius": 0.1}
+
+
+@pytest.mark.parametrize("method", ["tv", "ptv"])
+@pytest.mark.parametrize("give", [True, False])
+@pytest.mark.parametrize("build", [mlp, dropout_net])
+def test_the_gradient_is_that_of_the_moved_end(method, give, build):
+    net, x = build().double().eval(), torch.randn(8, 6, dtype=torch.float64)
+    penalty = bare(method, one_sided=True, **OPTIONS)
+    value = penalty(net, x, net(x) if give else None)
+    value.backward()
+    found = gradients(net).clone()
+    net.zero_grad()
+    pairs = penalty.pairs
+    moved = (net(pairs.x_prime) - net(pairs.x).detach()).norm(dim=1) / (pairs.x_prime - pairs.x).norm(dim=1)
+    moved.square().mean().backward()
+    torch.testing.assert_close(found, gradients(net))
+    two_sided = bare(method, **OPTIONS)(net, x)
+    torch.testing.assert_close(value, two_sided)  # the value is the same, only its gradient differs
+    net.zero_grad()
+    two_sided.backward()
+    assert (gradients(net) - found).norm() > 0.1 * found.norm()
+
+
+def test_outputs_without_a_gradient_serve():
+    net, x = mlp(), torch.randn(8, 6)
+    with torch.no_grad():
+        out = net(x)
+    penalty = bare("tv", one_sided=True, **OPTIONS)
+    assert penalty(net, x, out).requires_grad
+    assert penalty.reuses_outputs
+
+
+def test_batchnorm_in_train_mode():
+    net, x = conv_bn().train(), torch.rand(8, 3, 6, 6)
+    penalty = bare("tv", one_sided=True, **OPTIONS)
+    penalty(net, x).backward()
+    assert gradients(net).isfinite().all()
+
+
+@pytest.mark.parametrize("settings", [{"method": "max"}, {"method": "sum"}, {"anchored": False}], ids=str)
+def test_only_where_there_is_a_data_point(settings):
+    with pytest.raises(ValueError, match=r"`one_sided`=True with `method`='tv' or 'ptv' and `anchored`=True"):
+        LipschitzPenalty(one_sided=True, **settings)
+
+
+def test_the_limit_has_no_target():
+    with pytest.raises(ValueError, match="`radius` > 0 with `one_sided`=True"):
+        LipschitzPenalty(one_sided=True, radius=0)
+    penalty = LipschitzPenalty(one_sided=True)
+    with pytest.raises(ValueError, match="`radius` > 0"):
+        penalty.radius = 0.0
+    penalty.radius = 1e-9
+    with pytest.raises(ValueError, match=r"at least what torch.float32 resolves"):
+        penalty(mlp(), torch.randn(8, 6))
+
+
+def test_it_has_to_be_true_or_false():
+    with pytest.raises(TypeError, match="`one_sided` to be True or False"):
+        LipschitzPenalty(one_sided=1)

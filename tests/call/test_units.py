@@ -1,0 +1,180 @@
+"""The law of raw units: a penalty told of the loop's normalisation is one on raw data with it inside the model."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from zoo import ASCENTS, METHODS, gradients
+
+from torchlipreg import LipschitzPenalty, lipschitz_lower_bound, operator_norm
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+class Normalised(nn.Module):
+    """A network of raw images: the loop's network with the normalisation in front."""
+
+    def __init__(self, net, mean=MEAN, std=STD):
+        super().__init__()
+        self.net = net
+        self.mean, self.std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (mean, std))
+
+    def forward(self, x):
+        return self.net((x - self.mean.to(x.dtype)) / self.std.to(x.dtype))
+
+
+def net_and_images(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(64, 5)).to(dtype)
+    return net, torch.rand(8, 3, 6, 6, dtype=dtype)
+
+
+def normalised(x, mean=MEAN, std=STD):
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1).to(x.dtype) for v in (mean, std))
+    return (x - mean) / std
+
+
+def assert_law(dtype, calls=3, outputs=True, **settings):
+    """Take some calls of both, whose values, gradients, estimates and pairs have to agree."""
+    net, x = net_and_images(dtype)
+    raw_net, z = Normalised(net), normalised(x)
+    told = LipschitzPenalty(weight=1.0, normalization=(MEAN, STD), **settings)
+    raw = LipschitzPenalty(weight=1.0, **settings)
+    # Where signs decide on a step, rounding may turn one: in float32 the values agree, not each coordinate.
+    tolerance = {"rtol": 1e3 * TOLERANCE[dtype], "atol": 10 * TOLERANCE[dtype]}
+    for _ in range(calls):
+        values, grads = [], []
+        for penalty, model, points in ((told, net, z), (raw, raw_net, x)):
+            net.zero_grad()
+            value = penalty(model, points, model(points) if outputs else None)
+            value.backward()
+            values.append(value.detach())
+            grads.append(gradients(net).clone())
+        torch.testing.assert_close(values[0], values[1], **tolerance)
+        torch.testing.assert_close(grads[0], grads[1], **tolerance)
+        torch.testing.assert_close(told.estimate, raw.estimate, **tolerance)
+        if dtype == torch.float64:
+            for mine, theirs in zip(told.pairs, raw.pairs, strict=True):
+                torch.testing.assert_close(mine, normalised(theirs), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+@pytest.mark.parametrize("radius", [0.1, 0.0])
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_norms_and_the_limit(method, radius, p, dtype):
+    few = {"num_pairs": 6} if method in ("max", "sum") else {}
+    assert_law(dtype, method=method, radius=radius, input_norm=p, output_norm=p, **few)
+
+
+@pytest.mark.parametrize("ascent", ASCENTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_ascents(method, ascent):
+    assert_law(torch.float64, method=method, ascent=ascent, ascent_steps=2, radius=0.1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "max", "radius": None, "num_pairs": 6},
+        {"method": "tv", "bounds": (0, 1)},
+        {"method": "sum", "radius": None, "noise": 0.1, "bounds": (0, 1)},
+        {"method": "ptv", "anchored": False},
+        {"method": "tv", "one_sided": True},
+        {"method": "tv", "num_pairs": 3},
+        {"method": "tv", "exponent": 1, "scale": 0.5},
+        {"method": "tv", "outputs": False},
+    ],
+    ids=str,
+)
+def test_options_are_told_in_raw_units(settings):
+    assert_law(torch.float64, **settings)
+
+
+def test_numbers_for_all_channels():
+    net, x = net_and_images(torch.float64)
+    told = LipschitzPenalty(weight=1.0, normalization=(0.5, 0.25))
+    raw = LipschitzPenalty(weight=1.0)
+    inside = Normalised(net, (0.5,) * 3, (0.25,) * 3)
+    torch.testing.assert_close(told(net, (x - 0.5) / 0.25), raw(inside, x), rtol=1e-10, atol=0)
+
+
+def test_columns_of_a_table():
+    x = torch.rand(8, 3, dtype=torch.float64)
+    net = nn.Linear(3, 2).double()
+    mean, std = torch.tensor(MEAN).double(), torch.tensor(STD).double()
+    told = LipschitzPenalty(weight=1.0, normalization=(mean, std))
+    raw = LipschitzPenalty(weight=1.0)
+    torch.testing.assert_close(told(net, (x - mean) / std), raw(lambda z: net((z - mean) / std), x), rtol=1e-10, atol=0)
+
+
+def test_the_outputs_of_the_loop_serve():
+    net, x = net_and_images(torch.float32)
+    penalty = LipschitzPenalty(normalization=(MEAN, STD))
+    penalty(net, normalised(x), net(normalised(x)))
+    assert penalty.reuses_outputs
+
+
+def test_pairs_are_what_the_model_takes():
+    net, x = net_and_images(torch.float64)
+    penalty = LipschitzPenalty(normalization=(MEAN, STD))
+    penalty(net, normalised(x))
+    torch.testing.assert_close(penalty.pairs.x, normalised(x), rtol=1e-12, atol=1e-12)
+    radius = (penalty.pairs.x_prime - penalty.pairs.x).abs().amax((0, 2, 3))
+    torch.testing.assert_close(radius, 8 / 255 / torch.tensor(STD).double(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("radius", [None, 0.1, 0.0])
+def test_lower_bound(radius):
+    net, x = net_and_images(torch.float64)
+    options = {"radius": radius, "input_norm": math.inf, "bounds": (0, 1)}
+    told = lipschitz_lower_bound(net, normalised(x), normalization=(MEAN, STD), **options)
+    assert told == pytest.approx(lipschitz_lower_bound(Normalised(net), x, **options), rel=1e-9)
+    assert told != pytest.approx(lipschitz_lower_bound(net, normalised(x), radius=radius, input_norm=math.inf), rel=0.1)
+
+
+@pytest.mark.parametrize(("p", "q"), [(2, 2), (1, 2), (math.inf, math.inf)])
+def test_operator_norm(p, q):
+    net, x = net_and_images(torch.float64)
+    told = operator_norm(net, normalised(x), input_norm=p, output_norm=q, normalization=(MEAN, STD))
+    torch.testing.assert_close(told, operator_norm(Normalised(net), x, input_norm=p, output_norm=q), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("normalization", "error", "match"),
+    [
+        ((0.5, 0.0), ValueError, "`normalization`.*std"),
+        ((0.5, (0.2, -0.1, 0.3)), ValueError, "`normalization`.*std"),
+        ((0.5, math.nan), ValueError, "`normalization`.*std"),
+        ((math.inf, 1.0), ValueError, "`normalization`.*mean"),
+        (((0.5, 0.5), (1.0, 1.0, 1.0)), ValueError, "`normalization`.*2 and 3"),
+        (0.5, TypeError, r"`normalization` to be \(mean, std\)"),
+        (("a", "b"), TypeError, "`normalization`"),
+        ((True, 1.0), TypeError, "`normalization`"),
+    ],
+)
+def test_bad_normalizations(normalization, error, match):
+    with pytest.raises(error, match=match):
+        LipschitzPenalty(normalization=normalization)
+    with pytest.raises(error, match=match):
+        operator_norm(nn.Linear(2, 2), torch.rand(3, 2), normalization=normalization)
+
+
+def test_a_wrong_number_of_channels():
+    net, x = net_and_images(torch.float32)
+    with pytest.raises(ValueError, match=r"`x` to have 2 channels on axis 1.*\(8, 3, 6, 6\)"):
+        LipschitzPenalty(normalization=((0.5, 0.5), (1, 1)))(net, x)
+
+
+def test_bounds_in_normalised_units_are_named():
+    with pytest.raises(ValueError, match=r"`bounds` in raw units.*look like those of normalised images"):
+        LipschitzPenalty(normalization=(MEAN, STD), bounds=(-2.1, 2.6))
+
+
+def test_a_state_of_another_normalisation_is_refused():
+    state = LipschitzPenalty(normalization=(MEAN, STD)).state_dict()
+    with pytest.raises(ValueError, match="normalization"):
+        LipschitzPenalty().load_state_dict(state)
+    LipschitzPenalty(normalization=(MEAN, STD)).load_state_dict(state)

@@ -1,0 +1,235 @@
+"""The share of the penalty's gradient in a run: beside the exact ratio, in warnings, without a trace."""
+
+import copy
+import math
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zoo import METHODS, bare, conv_bn, gradients, mlp, same
+
+import torchlipreg.call.watch as watching
+from torchlipreg import LipschitzPenalty, gradient_ratio
+from torchlipreg.call.watch import EARLY, LATE, LOOKS
+
+
+@pytest.fixture
+def every_call(monkeypatch):
+    monkeypatch.setattr(watching, "EARLY", 1)
+
+
+def steps(net, penalty, count, loss_scale=1.0, n=16, inputs=6, check=None):
+    """Train for some steps on random labels."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(count):
+        x, y = torch.randn(n, inputs), torch.randint(3, (n,))
+        out = net(x)
+        loss, value = F.cross_entropy(out, y), penalty(net, x, out)
+        if check is not None:
+            check(loss, value)
+        (loss_scale * (loss + value)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", [{}, {"radius": 0.0}, {"exponent": 1}, {"interval": 2}], ids=str)
+def test_it_is_near_the_exact_ratio(every_call, method, options):
+    few = {"num_pairs": 8} if method in ("max", "sum") else {}
+    net, penalty, exact = mlp(), bare(method, 0.1, **few, **options), []
+    steps(net, penalty, 5, check=lambda loss, value: exact.append(gradient_ratio(loss, value, net.parameters())))
+    last = [ratio for ratio in exact if ratio > 0][-1] / options.get("interval", 1)
+    assert 0.3 < penalty.share / last < 3
+
+
+@pytest.mark.parametrize("loss_scale", [1 / 4, 65536.0])
+def test_accumulation_and_loss_scaling_do_not_show(every_call, loss_scale):
+    shares = []
+    for scale in (1.0, loss_scale):
+        torch.manual_seed(0)
+        net, penalty = mlp(), bare("tv", 0.1)
+        net.requires_grad_()
+        x, y = torch.randn(16, 6), torch.randint(3, (16,))
+        out = net(x)
+        (scale * (F.cross_entropy(out, y) + penalty(net, x, out))).backward()
+        shares.append(penalty.share)
+    assert shares[0] == pytest.approx(shares[1], rel=1e-4)
+
+
+def test_it_is_proportional_to_the_weight(every_call):
+    shares = []
+    for weight in (0.1, 1.0):
+        torch.manual_seed(0)
+        net, penalty = mlp(), bare("tv", weight)
+        x, y = torch.randn(16, 6), torch.randint(3, (16,))
+        out = net(x)
+        (F.cross_entropy(out, y) + penalty(net, x, out)).backward()
+        shares.append(penalty.share)
+    assert shares[1] == pytest.approx(10 * shares[0], rel=1e-4)
+
+
+def test_looks_leave_the_training_as_it_is(monkeypatch):
+    nets = []
+    for early in (1, 10_000):
+        monkeypatch.setattr(watching, "EARLY", early)
+        torch.manual_seed(0)
+        net, penalty = conv_bn(), bare("tv", 0.1)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+        for _ in range(4):
+            x = torch.rand(8, 3, 6, 6)
+            out = net(x)
+            (out.square().mean() + penalty(net, x, out)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        nets.append(net)
+        assert (penalty.share is not None) == (early == 1)
+    assert all(p.equal(q) for p, q in zip(*(net.state_dict().values() for net in nets), strict=True))
+
+
+def test_every_eighth_call_then_every_sixty_fourth(monkeypatch):
+    looks, penalty, net = [], bare("tv", 0.1), mlp()
+    monkeypatch.setattr(penalty._watch, "look", lambda value, fx: looks.append(penalty._watch._calls))
+    for _ in range(EARLY * LOOKS + 3 * LATE):
+        penalty(net, torch.randn(4, 6))
+    assert looks[:LOOKS] == list(range(EARLY, EARLY * LOOKS + 1, EARLY))
+    assert all(call % LATE == 0 for call in looks[LOOKS:])
+    assert len(looks) == LOOKS + 3
+
+
+def told(net, penalty, count, **options):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        steps(net, penalty, count, **options)
+    return [str(w.message) for w in caught]
+
+
+def test_a_penalty_that_does_nothing_is_told_once(every_call):
+    messages = told(mlp(), LipschitzPenalty("tv", 1e-7), LOOKS + 20)
+    assert len(messages) == 1
+    assert "does nothing" in messages[0]
+    assert messages[0].index("normalised") < messages[0].index("weight")
+    assert "`normalization`=(mean, std)" in messages[0]
+
+
+def test_no_word_before_fifty_looks_agree(every_call):
+    assert told(mlp(), LipschitzPenalty("tv", 1e-7), LOOKS) == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_penalty_that_makes_the_model_constant_is_told_once(every_call, method):
+    net = mlp()
+    messages = told(net, LipschitzPenalty(method, 1e4, radius=0.1), LOOKS + 100)
+    assert len(messages) == 1
+    assert "makes the model constant" in messages[0]
+    assert "WeightWarmup" in messages[0]
+
+
+def test_a_model_of_use_is_told_nothing(every_call):
+    """Labels that follow from the inputs, so that the network does not end up constant by itself."""
+    net, penalty = mlp(), LipschitzPenalty("tv", 0.1, radius=0.1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    for _ in range(4 * LOOKS):
+        x = torch.randn(32, 6)
+        out = net(x)
+        (F.cross_entropy(out, x[:, :3].argmax(1)) + penalty(net, x, out)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert penalty.share > 1e-3
+
+
+def test_a_backward_of_the_penalty_alone_says_nothing(every_call):
+    net, x = mlp(), torch.randn(8, 6)
+    penalty = bare("tv", 0.1)
+    for _ in range(3):
+        penalty(net, x).backward()
+    assert penalty.share is None
+
+
+def test_a_backward_without_the_penalty_says_nothing(every_call):
+    net, x = mlp(), torch.randn(8, 6)
+    penalty = bare("tv", 0.1)
+    for _ in range(3):
+        penalty(net, x)
+        net(x).square().mean().backward()
+    assert penalty.share is None
+
+
+def test_nothing_stays_on_the_parameters(every_call):
+    net, penalty = mlp(), bare("tv", 0.1)
+    steps(net, penalty, 3)
+    assert not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in net.parameters())
+    for _ in range(20):
+        penalty(net, torch.randn(8, 6))  # no backward
+    assert max(len(p._backward_hooks or {}) for p in net.parameters()) == 1
+
+
+def test_a_model_can_be_copied_and_saved_while_a_look_waits(every_call, tmp_path):
+    net, penalty = mlp(), bare("tv", 0.1)
+    value = penalty(net, torch.randn(8, 6))
+    torch.save(net, tmp_path / "net.pt")
+    copy.deepcopy(net)
+    assert same(copy.deepcopy(penalty).pairs, penalty.pairs)
+    pickle.dumps(penalty)
+    value.backward()
+
+
+def test_frozen_and_shared_weights(every_call):
+    net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+    net[0].requires_grad_(False)
+    penalty = bare("tv", 0.1)
+    steps(net, penalty, 3)
+    assert penalty.share > 0
+    tied = nn.Sequential(layer := nn.Linear(6, 6), nn.Tanh(), layer, nn.Tanh(), nn.Linear(6, 3))
+    penalty = bare("tv", 0.1)
+    steps(tied, penalty, 3)
+    assert penalty.share > 0
+
+
+# gradient_ratio
+
+
+def test_ratio_of_two_gradients():
+    w = torch.tensor([3.0, 4.0], requires_grad=True)
+    assert gradient_ratio(w.sum(), w.square().sum() / 2, [w]) == pytest.approx(5 / math.sqrt(2))
+    assert w.grad is None
+
+
+def test_ratio_leaves_the_graphs():
+    net, x = mlp(), torch.randn(8, 6)
+    penalty = bare("tv", 0.1)
+    out = net(x)
+    loss, value = out.square().mean(), penalty(net, x, out)
+    before = gradient_ratio(loss, value, net.parameters())
+    assert gradient_ratio(loss, value, net.parameters()) == before
+    (loss + value).backward()
+    assert gradients(net).norm() > 0
+
+
+def test_ratio_at_the_ends():
+    w, unused = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    zero = torch.zeros(())
+    assert gradient_ratio(w.sum(), zero, [w]) == 0
+    assert gradient_ratio(w.sum(), unused.sum(), [w]) == 0
+    assert gradient_ratio(w.sum() * 0, w.sum(), [w]) == math.inf
+    assert gradient_ratio(w.sum() * 0, zero, [w]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        (lambda w: (1.0, w.sum(), [w]), TypeError, "`loss` to be a tensor"),
+        (lambda w: (w.sum(), 1.0, [w]), TypeError, "`penalty_value` to be a tensor"),
+        (lambda w: (w, w.sum(), [w]), ValueError, "`loss` to be 0-dim"),
+        (lambda w: (w.sum(), w, [w]), ValueError, "`penalty_value` to be 0-dim"),
+        (lambda w: (w.sum().detach(), w.sum(), [w]), ValueError, "`loss` to carry a gradient"),
+        (lambda w: (w.sum(), w.sum(), w), TypeError, "`parameters` to be an iterable"),
+        (lambda w: (w.sum(), w.sum(), nn.Linear(2, 2)), TypeError, r"model\.parameters"),
+        (lambda w: (w.sum(), w.sum(), [w.detach()]), ValueError, "`parameters` to hold"),
+    ],
+)
+def test_bad_input_of_the_ratio(arguments, error, match):
+    with pytest.raises(error, match=match):
+        gradient_ratio(*arguments(torch.ones(2, requires_grad=True)))
