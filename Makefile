@@ -9,7 +9,7 @@ demo: .venv/examples
 
 # Before a commit, in two minutes: the linters, and the tests that need no processes, no compiler and no experiment.
 check: lint
-	$(BIN)/python -m pytest -n 2 -m "not slow and not distributed and not compiler and not experiment"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not distributed and not compiler and not experiment"
 
 test: .venv/test
 	$(BIN)/python -m pytest -m "not slow"

@@ -49,6 +49,9 @@ for method in ("max", "tv"):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+# An editable install of the same package would lend what the wheel lacks.
+lent = {{m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "torchlipreg"}}
+assert all(path.startswith({target!r}) for path in lent), lent
 print("trained", torchlipreg.__version__)
 """
 OPTIONAL = {"accelerate", "matplotlib", "rich", "sklearn", "timm", "torchvision", "tqdm"}
@@ -74,7 +77,7 @@ def built(tmp_path_factory):
 def test_the_wheel_is_complete(built):
     (wheel,) = built.glob("*.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
-    core = {f"torchlipreg/{p.name}" for p in (ROOT / "torchlipreg").glob("*.py")}
+    core = {p.relative_to(ROOT).as_posix() for p in (ROOT / "torchlipreg").rglob("*.py")}
     integrations = {f"torchlipreg/integrations/{p.name}" for p in (ROOT / "integrations").glob("*.py")}
     assert "torchlipreg/integrations/timm.py" in integrations
     assert names == core | integrations | {"torchlipreg/py.typed"}

@@ -63,6 +63,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_data_set_and_a_rival_are_one_file_each(tmp_path):
     (tmp_path / "squares.py").write_text(HEAD + DATA_SET)
