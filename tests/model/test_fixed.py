@@ -24,6 +24,8 @@ from zoo import (
     traces,
 )
 
+from torchlipreg import lipschitz_lower_bound, operator_norm
+from torchlipreg.model import frozen
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.modules import all_modules
 
@@ -185,13 +187,17 @@ def test_one_value_for_one_input(kind):
     torch.testing.assert_close(y, copy.deepcopy(net).eval()(u), rtol=1e-12, atol=1e-12)
 
 
-def test_recurrent_layers_stay_in_train_mode_without_dropout():
+@pytest.mark.parametrize("on_cudnn", [False, True])
+def test_recurrent_layers_are_in_train_mode_only_where_cudnn_needs_it(on_cudnn, monkeypatch):
+    if on_cudnn:
+        monkeypatch.setattr(frozen, "_runs_on_cudnn", lambda m: type(m) is nn.LSTM)
     seen = []
     net = Recurrent()
     net.lstm.register_forward_pre_hook(lambda m, _: seen.append((m.training, m.dropout)))
     penalty_of("tv")(net, torch.randn(3, 5, 4))
-    assert set(seen) == {(True, 0.0)}
+    assert set(seen) == {(True, 0.0) if on_cudnn else (False, 0.5)}
     assert net.lstm.dropout == 0.5
+    assert net.lstm.training
 
 
 def test_an_overridden_train_method_is_never_called():
@@ -404,3 +410,59 @@ def test_all_modules_are_those_of_torch_in_its_order_each_once():
     net[0].register_module("parent", net)  # a cycle
     assert all_modules(net) == list(net.modules())
     assert all_modules(lambda x: net(x) + shared(x)) == list(net.modules())
+
+
+# One path at both points
+
+
+class Padded(nn.Module):
+    """A transformer encoder of torch on padded sequences, whose fused path is another function of padding."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+
+    def forward(self, x):
+        padding = torch.arange(x.shape[1]).expand(len(x), -1) >= 4
+        return self.head(self.encoder(x, src_key_padding_mask=padding).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize("radius", [0.01, 0.1])
+def test_a_lower_bound_of_a_padded_transformer_is_below_the_truth(radius):
+    net, x = Padded(), torch.randn(16, 6, 8)
+    exact = [torch.autograd.functional.jacobian(lambda z: net.eval()(z[None])[0], xi).reshape(3, -1) for xi in x]
+    largest = torch.linalg.matrix_norm(torch.stack(exact), 2).max().item()
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    assert lipschitz_lower_bound(net, x, radius=radius) < 1.05 * largest
+    assert operator_norm(net, x).max().item() == pytest.approx(largest, rel=1e-3)
+    assert torch.backends.mha.get_fastpath_enabled() == enabled
+
+
+class DroppingLSTM(nn.LSTM):
+    """An LSTM with a dropout of its own, by the training flag."""
+
+    def forward(self, x, hx=None):
+        return super().forward(F.dropout(x, 0.5, self.training), hx)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_subclass_of_an_rnn_is_in_eval_mode(training):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.head = DroppingLSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    net, x = Net().train(training), torch.randn(8, 5, 4)
+    penalty, before = penalty_of("tv"), torch.get_rng_state()
+    value = penalty(net, x)
+    assert torch.get_rng_state().equal(before)
+    assert net.rnn.training == training
+    net.eval()
+    pairs = penalty.pairs
+    q = (net(pairs.x_prime) - net(pairs.x)).norm(dim=1) / (pairs.x_prime - pairs.x).flatten(1).norm(dim=1)
+    torch.testing.assert_close(value, q.square().mean())

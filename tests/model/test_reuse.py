@@ -1,5 +1,6 @@
 """The loop's outputs stand for f(x) exactly when they are f(x)."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 from zoo import METHODS, FunctionalDropout, Recurrent, StochasticDepth, conv_bn, dropout_net, gradients, mlp, penalty_of
 
+from torchlipreg.model.reuse import AGAIN
 from torchlipreg.outputs import root_probabilities
 
 VECTORS, IMAGES = (8, 6), (8, 3, 6, 6)
@@ -226,3 +228,53 @@ def test_no_gradient_goes_upstream_of_x(give_outputs):
     net, embeddings = mlp(), torch.randn(8, 6, requires_grad=True)
     penalty_of("tv")(net, embeddings, net(embeddings) if give_outputs else None).backward()
     assert embeddings.grad is None
+
+
+# The verdict belongs to a model, and is looked at again
+
+
+class Noise(nn.Module):
+    """Noise in train mode, at a level that may change."""
+
+    def __init__(self, sigma):
+        super().__init__()
+        self.sigma = sigma
+
+    def forward(self, x):
+        return x + self.sigma * torch.randn_like(x) if self.training else x
+
+
+def noisy(sigma):
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Noise(sigma), nn.Linear(8, 3)).train()
+
+
+def value_at(net, pairs):
+    frozen = copy.deepcopy(net).eval()
+    q = (frozen(pairs.x_prime) - frozen(pairs.x)).norm(dim=1) / (pairs.x_prime - pairs.x).norm(dim=1)
+    return q.square().mean()
+
+
+@pytest.mark.parametrize("through", [lambda net: net, lambda net: lambda z: net(z)], ids=["module", "lambda"])
+@pytest.mark.parametrize("order", [(0.0, 0.5), (0.5, 0.0)])
+def test_one_penalty_on_two_models_in_turn(order, through):
+    nets, penalty = [noisy(sigma) for sigma in order], penalty_of("tv")
+    for _ in range(3):
+        for net, sigma in zip(nets, order, strict=True):
+            x = torch.randn(16, 6)
+            value = penalty(through(net), x, net(x))
+            torch.testing.assert_close(value, value_at(net, penalty.pairs))
+            assert penalty.reuses_outputs == (sigma == 0)
+
+
+def test_noise_that_is_scheduled_up_is_noticed():
+    net, penalty = noisy(0.0), penalty_of("tv")
+    for _ in range(3):
+        x = torch.randn(16, 6)
+        penalty(net, x, net(x))
+    assert penalty.reuses_outputs
+    net[2].sigma = 0.5
+    for _ in range(2 * AGAIN):
+        x = torch.randn(16, 6)
+        value = penalty(net, x, net(x))
+    assert not penalty.reuses_outputs
+    torch.testing.assert_close(value, value_at(net, penalty.pairs))

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from torchlipreg.model.graph import nearest_weights
+from torchlipreg.model.later import Later
 
 LOOKS = 50  # that agree before a warning
+SETBACK = 5  # by so many fewer do they agree after one that does not, which may be noise of a small batch
 EARLY, LATE = 8, 64  # calls from look to look: at first, and afterwards
 INERT = 1e-4  # a share under which the penalty does nothing
 BALANCE = 0.2  # a share with which the penalty holds back the task
@@ -47,7 +49,7 @@ class Watch:
         self._agreeing = {"inert": 0, "ruinous": 0}
         self._look: _Look | None = None
         self._followed: _Look | None = None
-        self._pending: tuple[Tensor, Any] | None = None
+        self._later = Later()
 
     def due(self) -> bool:
         """Count a call, and say whether to look in it: often at first, and while looks agree on something bad."""
@@ -86,33 +88,27 @@ class Watch:
 
     def collect(self) -> None:
         """Take in the last look's share, if the device has it ready."""
-        if self._pending is None or (self._pending[1] is not None and not self._pending[1].query()):
+        found = self._later.take()
+        if found is None:
             return
-        (share, stretch), self._pending = self._pending[0].tolist(), None  # they lie on the host by now
+        share, stretch = found
         if not share < NO_TASK:  # a backward of the penalty alone, or a step that overflowed
             return
         self.share = share
         for verdict, agrees in (("inert", share < INERT), ("ruinous", share > BALANCE and stretch > STRETCH)):
-            self._agreeing[verdict] = self._agreeing[verdict] + 1 if agrees else 0
+            looks = self._agreeing[verdict] + 1 if agrees else self._agreeing[verdict] - SETBACK
+            self._agreeing[verdict] = max(0, looks)
 
     def verdict(self) -> str | None:
-        """Return "inert" or "ruinous" if the last 50 looks agree on it."""
+        """Return "inert" or "ruinous" if 50 looks agree on it."""
         return next((verdict for verdict, looks in self._agreeing.items() if looks >= LOOKS), None)
 
     def _note(self, found: Tensor) -> None:
-        """Send share and stretch, shape (2,), to the host without waiting for them."""
         self._followed = None
-        if not found.is_cuda:
-            self._pending = (found, None)
-            return
-        host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
-        host.copy_(found, non_blocking=True)
-        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record()
-        self._pending = (host, event)
+        self._later.send(found)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_look": None, "_followed": None, "_pending": None}  # hooks, events: not copied
+        return {**self.__dict__, "_look": None, "_followed": None}  # their hooks are on another model
 
 
 class _Look:

@@ -38,11 +38,13 @@ class AsFound(NamedTuple):
     Attributes:
         inexact: Dropout, stochastic depth or BatchNorm is in train mode.
         training: The training flag of each module.
+        model: Which model it is: the identity of its first module, None without one.
         autocast: Types of the devices for which autocast was on.
     """
 
     inexact: bool
     training: list[bool]
+    model: int | None
     autocast: list[str]
 
 
@@ -91,7 +93,8 @@ def fixed_function(
         raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
     if eager:
         check_forward_mode(modules)
-    found = AsFound(*training_flags(modules), [d for d in AUTOCAST_DEVICES if torch.is_autocast_enabled(d)])
+    first = id(modules[0]) if modules else None
+    found = AsFound(*training_flags(modules), first, [d for d in AUTOCAST_DEVICES if torch.is_autocast_enabled(d)])
     state = FrozenState(modules, eager)
     # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
     hook = contextlib.nullcontext if eager else recomputing_under(state.applied)
@@ -99,8 +102,24 @@ def fixed_function(
         for device in found.autocast:  # rounding to bfloat16 makes the quotient of a close pair many times too large
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(checkpoint_hook(hook))
+        stack.enter_context(one_path_of_attention())
         stack.enter_context(state.applied())
         yield FixedFunction(core, output, parameter_dtype(modules), state, found, units, kwargs or {}, batch_size)
+
+
+@contextlib.contextmanager
+def one_path_of_attention() -> Iterator[None]:
+    """Switch off the fused paths of attention and of the transformer encoder, which are taken without gradients only.
+
+    With them f(x) under ``no_grad`` and f(x′) with gradients would be two functions: where positions are padded, far
+    apart. They have no derivatives of higher order and no forward mode either.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 class FixedFunction:

@@ -57,11 +57,11 @@ class FrozenState:
             m.__dict__["_parameters"] = self.followed[m]
 
     def _freeze(self, m: nn.Module, undo: list[tuple[dict[str, Any], str, Any]]) -> None:
-        values, is_recurrent = m.__dict__, isinstance(m, nn.RNNBase)
+        values, needs_train_mode = m.__dict__, _runs_on_cudnn(m)
         # The flag, not eval(): an overridden train() may edit weights, as LoRA's merge does. cuDNN's RNN backward needs
         # train mode, so its dropout goes instead.
-        _put(values, "training", is_recurrent, undo)
-        if is_recurrent:
+        _put(values, "training", needs_train_mode, undo)
+        if needs_train_mode:
             _put(values, "dropout", 0.0, undo)
         if "_original_forward" in values:  # Accelerate's mixed precision enters autocast inside model.forward
             _put(values, "forward", values["_original_forward"], undo)
@@ -76,3 +76,10 @@ def _put(values: dict[str, Any], name: str, value: Any, undo: list[tuple[dict[st
     if old is not value:
         undo.append((values, name, old))
         values[name] = value
+
+
+def _runs_on_cudnn(m: nn.Module) -> bool:
+    """Say whether a module is one of torch's RNNs on a GPU; a subclass may read the flag for a dropout of its own."""
+    if type(m) not in (nn.RNN, nn.LSTM, nn.GRU):
+        return False
+    return any(p is not None and p.is_cuda for p in m._parameters.values())

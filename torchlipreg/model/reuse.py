@@ -10,9 +10,11 @@ from torch import Tensor
 
 from torchlipreg.distributed import largest
 from torchlipreg.model.fixed import FixedFunction
+from torchlipreg.model.later import Later
 from torchlipreg.model.side import SideRows
 from torchlipreg.outputs import default_output, select
 
+AGAIN = 64  # calls from look to look
 TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
 
 
@@ -47,7 +49,8 @@ class OutputReuse:
 
     It does if no Dropout, stochastic depth or train-mode BatchNorm is active, the outputs are in full precision and
     carry a gradient, and a forward of the fixed function gives the same values. The values are compared once for each
-    new set of training flags and shapes.
+    new model, set of training flags and shapes, and again in every 64th call, of which the outcome is read when it has
+    arrived on the host: noise may have been scheduled up from zero, or a branch grown that did not count at first.
 
     Attributes:
         verdict: True or False after the last look, None before.
@@ -56,6 +59,8 @@ class OutputReuse:
     def __init__(self) -> None:
         self.verdict: bool | None = None
         self._signature: tuple[Any, ...] | None = None
+        self._calls = 0
+        self._later = Later()
 
     def allowed(self, f: FixedFunction, loop: LoopOutputs, *, needs_gradient: bool = True) -> bool:
         """Say whether ``loop.y`` may be used for f(x).
@@ -81,18 +86,29 @@ class OutputReuse:
         signature = (found, usable, x.shape[1:], y.shape[1:])
         if signature != self._signature:
             different, blank = self._compare(f.given(side), x, y)  # the shapes are compared in any case
-            seen = torch.tensor([different or not usable, blank], dtype=torch.float32, device=x.device)
-            different, blank = (bool(flag) for flag in largest(seen).tolist())
-            self.verdict = not (different or blank)
-            self._signature = None if blank else signature  # a fresh last layer of zeros proves nothing: look again
+            seen = torch.stack([different if usable else torch.ones_like(different), blank]).float()
+            any_different, any_blank = (bool(flag) for flag in largest(seen).tolist())
+            self.verdict = not (any_different or any_blank)
+            self._signature = None if any_blank else signature  # a last layer of zeros proves nothing: look again
+            self._calls, self._later = 0, Later()
+        elif self.verdict and not f.is_sharded:  # under FSDP a forward is a collective, and ranks may disagree
+            self._look_again(f.given(side), x, y)
         return bool(self.verdict)
 
+    def _look_again(self, f: FixedFunction, x: Tensor, y: Tensor) -> None:
+        """Compare the values now and then; go by the last outcome that has arrived."""
+        self._calls += 1
+        if (arrived := self._later.take()) is not None and arrived[0]:
+            self.verdict = False
+        elif self._calls % AGAIN == 0:
+            self._later.send(self._compare(f, x, y)[0].float().reshape(1))
+
     @staticmethod
-    def _compare(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool]:
-        """Say whether the values differ, and whether they are the same for every x."""
+    def _compare(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Say whether the values differ, and whether they are the same for every x: 0-dim, bool."""
         if len(x) == 0:  # the other ranks run a forward
             f.of_normalized(x.new_zeros(1, *x.shape[1:]))
-            return False, False
+            return x.new_zeros((), dtype=torch.bool), x.new_zeros((), dtype=torch.bool)
         # Not under no_grad, for which torch.compile would make another graph.
         exact = f.of_normalized(x.detach().clone()).detach()
         if exact.shape != y.shape:
@@ -100,6 +116,7 @@ class OutputReuse:
                 f"Expected argument `outputs` to be model(x), of shape {tuple(exact.shape)}, but got "
                 f"{tuple(y.shape)}. Pass what the model returned for this `x`, or leave `outputs` out."
             )
-        scale = float(exact.abs().max())
-        blank = bool((exact == exact[:1]).all()) if len(x) > 1 else scale == 0
-        return not float((exact - y.detach()).abs().max()) <= TOLERANCE * scale, blank
+        scale = exact.abs().max()
+        blank = (exact == exact[:1]).all() if len(x) > 1 else scale == 0
+        same = (exact - y.detach()).abs().max() <= TOLERANCE * scale  # false for NaN
+        return ~same, blank
