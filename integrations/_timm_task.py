@@ -26,7 +26,7 @@ class LipschitzTask(TrainingTask):
     its class is replaced by a subclass of both. Whoever holds it holds the penalised one::
 
         task = ClassificationTask(model, criterion)
-        task = LipschitzTask(task, LipschitzPenalty("tv", weight=0.1))
+        task = LipschitzTask(task, LipschitzPenalty("tv", weight=0.05))
         result = task(input, target)
         result["loss"].backward()
 

@@ -27,7 +27,7 @@ def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> Lips
     One line after ``accelerator.prepare``::
 
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-        penalty = prepare_penalty(accelerator, LipschitzPenalty("tv", weight=0.1))
+        penalty = prepare_penalty(accelerator, LipschitzPenalty("tv", weight=0.05))
         for x, y in loader:
             with accelerator.accumulate(model):
                 out = model(x)

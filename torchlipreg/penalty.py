@@ -28,7 +28,7 @@ class LipschitzPenalty:
     ``q = ‖f(x) − f(x′)‖ / ‖x − x′‖``, where f is the model as a fixed function: eval mode, float32, and nothing in the
     model or its gradients changed. Call it once per training step, on every rank::
 
-        penalty = LipschitzPenalty("tv", weight=0.1, radius=8 / 255)
+        penalty = LipschitzPenalty("tv", weight=0.05, radius=8 / 255)
         for x, y in loader:
             out = model(x)
             loss = criterion(out, y) + penalty(model, x, out)
@@ -105,7 +105,7 @@ class LipschitzPenalty:
     def __init__(
         self,
         method: Method = "tv",
-        weight: float = 0.1,
+        weight: float = 0.05,
         *,
         radius: float | None = None,
         input_norm: float = math.inf,

@@ -107,7 +107,9 @@ def main(arguments=None):
     stamp = f"Made on {datetime.date.today().isoformat()} with torch {torch.__version__}, {options.seeds} seeds."
     path = options.out / f"transfer-{options.method}.md"
     path.write_text(f"{markdown(made)}\n\n{stamp}\n", encoding="utf-8")
-    print(f"Table: {path}")
+    records = {record_of(job, options).stem: read(job, options) for job in jobs}
+    write_json(options.out / f"transfer-{options.method}.json", records)
+    print(f"Table: {path}, with all records beside it")
     return made
 
 
