@@ -102,24 +102,20 @@ def fixed_function(
         for device in found.autocast:  # rounding to bfloat16 makes the quotient of a close pair many times too large
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(checkpoint_hook(hook))
-        stack.enter_context(one_path_of_attention())
+        one_path_of_attention(stack)
         stack.enter_context(state.applied())
         yield FixedFunction(core, output, parameter_dtype(modules), state, found, units, kwargs or {}, batch_size)
 
 
-@contextlib.contextmanager
-def one_path_of_attention() -> Iterator[None]:
+def one_path_of_attention(stack: contextlib.ExitStack) -> None:
     """Switch off the fused paths of attention and of the transformer encoder, which are taken without gradients only.
 
     With them f(x) under ``no_grad`` and f(x′) with gradients would be two functions: where positions are padded, far
     apart. They have no derivatives of higher order and no forward mode either.
     """
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+    if torch.backends.mha.get_fastpath_enabled():
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.callback(torch.backends.mha.set_fastpath_enabled, True)
 
 
 class FixedFunction:
