@@ -12,7 +12,7 @@ check: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not distributed and not compiler and not experiment"
 
 test: .venv/test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow

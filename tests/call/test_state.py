@@ -306,7 +306,7 @@ def test_all_ranks_look_at_the_next_batch_together_if_one_of_them_has_no_pairs(m
     penalty = penalty_of("max", num_pairs=2)
     penalty(mlp(), torch.randn(8, 6))
     state = penalty.state_dict()
-    monkeypatch.setattr("torchlipreg.call.state.world_size", lambda: ranks)
+    monkeypatch.setattr("torchlipreg.call.saved.world_size", lambda: ranks)
     floors = []
     for rank in range(ranks):
         monkeypatch.setattr("torchlipreg.call.state.rank", lambda rank=rank: rank)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
-from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, training_flags, unwrap
+from torchlipreg.model.modules import AsFound, all_modules, as_found, compiled_module, parameter_dtype, unwrap
 from torchlipreg.model.parallelism import check_forward_mode, is_sharded
 from torchlipreg.model.recomputation import checkpoint_hook, recomputing_under
 from torchlipreg.model.side import SideRows, fit_rows
@@ -29,23 +29,6 @@ SIZE_WORDS = (
     "broadcast",
     "batch",
 )  # of an error that a wrong number of rows makes
-AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
-
-
-class AsFound(NamedTuple):
-    """The model outside of the context of :func:`fixed_function`: where its forward may differ from the fixed one.
-
-    Attributes:
-        inexact: Dropout, stochastic depth or BatchNorm is in train mode.
-        training: The training flag of each module.
-        model: Which model it is: the identity of its first module, None without one.
-        autocast: Types of the devices for which autocast was on.
-    """
-
-    inexact: bool
-    training: list[bool]
-    model: int | None
-    autocast: list[str]
 
 
 @contextlib.contextmanager
@@ -93,8 +76,7 @@ def fixed_function(
         raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
     if eager:
         check_forward_mode(modules)
-    first = id(modules[0]) if modules else None
-    found = AsFound(*training_flags(modules), first, [d for d in AUTOCAST_DEVICES if torch.is_autocast_enabled(d)])
+    found = as_found(modules)
     state = FrozenState(modules, eager)
     # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
     hook = contextlib.nullcontext if eager else recomputing_under(state.applied)

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,25 @@ from torch import Tensor, nn
 from torchlipreg.model.batchnorm import tracks_batches
 
 STOCHASTIC_RATES = ("p", "dropout", "drop_prob")  # nn.Dropout, nn.LSTM and nn.MultiheadAttention, timm's DropPath
+
+
+AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
+
+
+class AsFound(NamedTuple):
+    """The model as the training loop has it: where its forward may differ from the fixed function.
+
+    Attributes:
+        inexact: Dropout, stochastic depth or BatchNorm is in train mode.
+        training: The training flag of each module.
+        model: Which model it is: the identity of its first module, None without one.
+        autocast: Types of the devices for which autocast was on.
+    """
+
+    inexact: bool
+    training: list[bool]
+    model: int | None
+    autocast: list[str]
 
 
 def unwrap(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
@@ -99,15 +118,14 @@ def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
     return _sharding_dtype(modules) or parameter_dtype(modules) or torch.promote_types(x.dtype, torch.float32)
 
 
-def training_flags(modules: list[nn.Module]) -> tuple[bool, list[bool]]:
-    """Describe how modules in training may differ from the fixed function.
-
-    Returns:
-        Whether a stochastic rate is set in a training module (Dropout, stochastic depth) or BatchNorm is in train
-        mode, and the training flags. Both read Python attributes only.
-    """
-    differs = any(m.training and (tracks_batches(m) or _is_stochastic(m)) for m in modules)
-    return differs, [m.training for m in modules]
+def as_found(modules: list[nn.Module]) -> AsFound:
+    """Describe how modules in training may differ from the fixed function. Reads Python attributes only."""
+    return AsFound(
+        any(m.training and (tracks_batches(m) or _is_stochastic(m)) for m in modules),
+        [m.training for m in modules],
+        id(modules[0]) if modules else None,
+        [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)],
+    )
 
 
 def _is_stochastic(m: nn.Module) -> bool:
