@@ -22,7 +22,7 @@ def reduce(q: Tensor, valid: Tensor | None, settings: Settings) -> tuple[Tensor,
     if settings.method == "max":
         maximum = reduce_max(by_row(q))
         return maximum.pow(settings.exponent), maximum.detach()
-    count = q.new_full((), len(q)) if valid is None else valid.sum(dtype=q.dtype)  # no copy from the host
+    count = q.new_full((), q.shape[0]) if valid is None else valid.sum(dtype=q.dtype)  # no copy from the host
     return reduce_mean(row_power(q, settings.exponent).sum(), count, q.detach().amax())
 
 

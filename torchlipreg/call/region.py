@@ -13,7 +13,7 @@ from torchlipreg.geometry.pairs import PairSet, add_noise, draw_in_ball, draw_pa
 from torchlipreg.geometry.quotient import Resolution
 
 
-@dataclass(frozen=True)
+@dataclass
 class Region:
     """The places that the settings leave to pairs, at a resolution.
 

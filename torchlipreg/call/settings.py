@@ -95,7 +95,7 @@ class Settings:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"Expected argument `seed` to be an integer >= 0, but got {self.seed!r}.")
 
-    @property
+    @cached_property
     def persistent(self) -> bool:
         """Say whether the pairs live from step to step (max, sum) or are drawn anew in each (tv, ptv)."""
         return self.method in ("max", "sum")
@@ -105,7 +105,7 @@ class Settings:
         """The loop's normalisation, None where inputs are raw."""
         return None if self.normalization is None else Units(*self.normalization)
 
-    @property
+    @cached_property
     def movement(self) -> float:
         """What a quotient's power is multiplied by to become that of a movement, (scale · q)^exponent."""
         return float((self.scale or 1.0) ** self.exponent)

@@ -64,10 +64,10 @@ class Step:
         Returns:
             The value, with a gradient to the parameters.
         """
-        points, (side, rest) = self._raw(x), split_side(kwargs, len(x))
+        points, (side, rest) = self._raw(x), split_side(kwargs, x.shape[0])
         region = Region(self.settings, self._resolution(model, points))
         method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region)
-        with self._fixed(model, region, rest, len(x)) as f:
+        with self._fixed(model, region, rest, x.shape[0]) as f:
             q = self._quotient(f, region)
             again = None if self.update else self.state.on(points.device)
             if again is not None:

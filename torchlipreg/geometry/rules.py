@@ -12,7 +12,7 @@ from torchlipreg.geometry.norms import per_row, steepest_direction
 from torchlipreg.geometry.pairs import PairSet
 
 
-@dataclass(frozen=True)
+@dataclass
 class Power:
     """Steepest ascent with an unbounded step on the sphere of the pair's own distance.
 
@@ -56,7 +56,7 @@ class Power:
         return PairSet(centre - half * direction, centre + half * direction), memory
 
 
-@dataclass(frozen=True)
+@dataclass
 class SGD:
     """SGD with momentum: u ← μ u + ∇q², z ← z + τ u (Algorithm 1; with μ = 0 the steps of Algorithms 3 and 4).
 
@@ -82,7 +82,7 @@ class SGD:
         return pairs.map(lambda z, u: z + self.step_size * u, velocity), {"velocity": velocity}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Nesterov:
     """Nesterov's accelerated gradient, Algorithm 2: θ ← ν + τ ∇q²(ν), ν ← γ θ_old + (1 − γ) θ.
 
@@ -115,7 +115,7 @@ class Nesterov:
         return moved, {"previous": pairs, "lambda": memory["lambda"].map(_next_lambda)}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Adam:
     """Adam (Kingma, Ba, arXiv:1412.6980, Algorithm 1), uphill, with its step count kept per pair.
 

@@ -142,15 +142,18 @@ class FixedFunction:
 
     def of_normalized(self, z: Tensor) -> Tensor:
         """Return f at inputs as the training loop has them, shape (N, *). An in-place first layer overwrites ``z``."""
-        z = z if self._dtype is None else z.to(self._dtype)
+        z = z if self._dtype in (None, z.dtype) else z.to(self._dtype)
         if self._is_compiled:
             torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
         try:
-            returned = self._core(z, **self._kwargs, **fit_rows(self._side, len(z)))
+            if self._side or self._kwargs:
+                returned = self._core(z, **self._kwargs, **fit_rows(self._side, z.shape[0]))
+            else:
+                returned = self._core(z)
         except (RuntimeError, ValueError, IndexError) as error:
-            self._explain(error, len(z))
+            self._explain(error, z.shape[0])
             raise
-        y, self.per_position = select(returned, self._output, len(z))
+        y, self.per_position = select(returned, self._output, z.shape[0])
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
     def _explain(self, error: Exception, count: int) -> None:

@@ -25,7 +25,9 @@ def split_side(model_kwargs: Mapping[str, Any] | None, batch_size: int) -> tuple
     """
     rows: SideRows = {}
     rest: dict[str, Any] = {}
-    for name, value in (model_kwargs or {}).items():
+    if not model_kwargs:
+        return rows, rest
+    for name, value in model_kwargs.items():
         if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch_size:
             rows[name] = value.detach()
         else:
