@@ -100,7 +100,7 @@ def test_published_defaults_cost_at_most_five_points():
     assert set(subjects) == set(SUBJECTS)
     for subject in subjects:
         (plain, seeds), (ours, same) = mean(subject, 0, "clean"), mean(subject, 1, "clean")
-        assert seeds == same == 3
+        assert seeds == same == 3, subject
         allowed = 0.1 * (1 - plain) if SUBJECTS[subject].regression else 0.05
         assert ours >= plain - allowed, subject
 
