@@ -21,14 +21,8 @@ from torchlipreg.model.side import SideRows, fit_rows
 from torchlipreg.outputs import select
 
 Function = Callable[[Tensor], Tensor]
-SIZE_WORDS = (
-    "size",
-    "shape",
-    "dimension",
-    "index",
-    "broadcast",
-    "batch",
-)  # of an error that a wrong number of rows makes
+# Of an error that a wrong number of rows makes.
+SIZE_WORDS = ("size", "shape", "dimension", "index", "broadcast", "batch")
 
 
 @contextlib.contextmanager
