@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchlipreg.geometry.norms import dual_exponent, rescale, row_norm
 
@@ -112,15 +111,10 @@ def _largest_column(rows: Iterator[Tensor], output_norm: float) -> Tensor:
 
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
-    """Choose kernels that have a forward-mode derivative, and say what to do where a layer has none."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        # torch's own: jvp registers decompositions with the deprecated jit.script; mkldnn.flags speaks of TF32
-        warnings.filterwarnings("ignore", message=".*(torch.jit.script|TF32 acceleration)")
-        # Fused attention and fused RNN kernels have no forward-mode derivative; their plain versions have.
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+    """Say what to do where a layer has no forward-mode derivative."""
+    with warnings.catch_warnings():
+        # torch's own: jvp registers decompositions with the deprecated jit.script
+        warnings.filterwarnings("ignore", message=".*torch.jit.script")
         try:
             yield
         except RuntimeError as error:

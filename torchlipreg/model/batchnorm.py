@@ -7,6 +7,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# Subclasses with an activation of their own behind the textbook's formula.
+KNOWN_BY_NAME = {("timm.layers.norm_act", name) for name in ("BatchNormAct2d", "SyncBatchNormAct")}
+
 
 class _ChannelMoments(torch.autograd.Function):
     @staticmethod
@@ -44,14 +48,16 @@ def tracks_batches(m: nn.Module) -> bool:
 
 
 def can_follow(m: nn.Module) -> bool:
-    """Say whether a norm takes its statistics over the batch, and keeps its parameters in plain sight."""
-    return isinstance(m, nn.modules.batchnorm._BatchNorm) and "weight" in m._parameters
+    """Say whether a norm is known, by its class, to follow the textbook's formula, its parameters in plain sight."""
+    # A subclass may scale by 1 + weight, split the batch or mix statistics.
+    known = type(m) in KNOWN or (type(m).__module__, type(m).__name__) in KNOWN_BY_NAME
+    return known and {"weight", "bias"} == m._parameters.keys() and not m._forward_pre_hooks
 
 
-def follow(
-    eps: float, h: Tensor, parameters: dict[str, Any], buffers: dict[str, Tensor | None]
+def fold(
+    eps: float, moments: tuple[Tensor, Tensor], parameters: dict[str, Any], buffers: dict[str, Tensor | None]
 ) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
-    """Return parameters and buffers with which eval-mode BatchNorm lets its statistics follow the parameters.
+    """Return parameters and buffers with which eval-mode BatchNorm lets its statistics follow those of a batch.
 
     In training, whatever an earlier layer does to the mean and the scale of a channel, BatchNorm undoes. With running
     statistics held constant a penalty does not see that: it drives activations away from their statistics, faster
@@ -66,7 +72,7 @@ def follow(
 
     Args:
         eps: ε of the module.
-        h: Its input at a batch of data points, shape (N, C, *).
+        moments: Variance and mean of its input over a batch of data points, shape (C,) each.
         parameters: Its ``weight`` and ``bias``.
         buffers: Its buffers, the running statistics among them.
 
@@ -75,7 +81,7 @@ def follow(
         statistics of an input that is normalised already.
     """
     running_mean, running_var = cast(Tensor, buffers["running_mean"]), cast(Tensor, buffers["running_var"])
-    var, mean = channel_moments(h)
+    var, mean = moments
     var = (var + eps).clamp_min(torch.finfo(var.dtype).tiny)
     scale = ((running_var + eps) * (var / var.detach())).rsqrt()
     if parameters["weight"] is not None:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
-from torchlipreg.model.modules import AsFound, all_modules, as_found, compiled_module, parameter_dtype, unwrap
+from torchlipreg.model.modules import AsFound, all_modules, compiled_module, parameter_dtype, unwrap
 from torchlipreg.model.parallelism import check_forward_mode, is_sharded
-from torchlipreg.model.recomputation import checkpoint_hook, recomputing_under
+from torchlipreg.model.recomputation import recomputing_under
 from torchlipreg.model.side import SideRows, fit_rows
+from torchlipreg.model.switches import checkpoint_hook, force_eager, forward_mode_kernels, one_path_of_attention
 from torchlipreg.outputs import select
 
 Function = Callable[[Tensor], Tensor]
+REFUSED = (torch.jit.ScriptModule, LazyModuleMixin)
 # Of an error that a wrong number of rows makes.
 SIZE_WORDS = ("size", "shape", "dimension", "index", "broadcast", "batch")
 
@@ -34,6 +37,8 @@ def fixed_function(
     units: Units | None = None,
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
+    carries: bool = True,
+    meet: bool = True,
 ) -> Iterator[FixedFunction]:
     """Give the model as a fixed, deterministic function of its input for the length of the context.
 
@@ -50,9 +55,12 @@ def fixed_function(
         units: The normalisation that the loop has applied to raw inputs: f then takes raw ones.
         kwargs: What else the model takes by name, the same for any part of the batch.
         batch_size: How many points the loop's batch has, for an error message.
+        carries: A forward may leave something for the next one: let each start from the same.
+        meet: Also freeze modules that run, but were not found; for functions that is always done.
 
     Raises:
         TypeError: If the model is not callable, or scripted.
+        ValueError: If a lazy module has no parameters yet.
 
     Yields:
         A function from inputs, shape (N, *), to outputs, shape (N, *), float32 or float64. It overwrites neither
@@ -66,39 +74,40 @@ def fixed_function(
     if eager:
         core = compiled_module(core) or core
     modules = all_modules(core)
-    if any(isinstance(m, torch.jit.ScriptModule) for m in modules):
-        raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
+    for m in modules:
+        if isinstance(m, REFUSED):
+            _refuse(m)
     if eager:
         check_forward_mode(modules)
-    found = as_found(modules)
-    state = FrozenState(modules, eager)
+    state = FrozenState(core, modules, eager, carries)
     # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
     hook = contextlib.nullcontext if eager else recomputing_under(state.applied)
     with contextlib.ExitStack() as stack:
-        for device in found.autocast:  # rounding to bfloat16 makes the quotient of a close pair many times too large
+        for device in state.found.autocast:  # rounding to bfloat16 makes the quotient of a close pair far too large
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(checkpoint_hook(hook))
-        one_path_of_attention(stack)
+        stack.enter_context(one_path_of_attention.held())
+        if eager:
+            stack.enter_context(forward_mode_kernels.held())
         stack.enter_context(state.applied())
-        yield FixedFunction(core, output, parameter_dtype(modules), state, found, units, kwargs or {}, batch_size)
+        if (meet or not isinstance(core, nn.Module)) and not any(compiled_module(m) for m in modules):
+            stack.enter_context(_removed(register_module_forward_pre_hook(state.meet)))
+        yield FixedFunction(core, output, parameter_dtype(modules), state, units, kwargs or {}, batch_size)
 
 
-def one_path_of_attention(stack: contextlib.ExitStack) -> None:
-    """Switch off the fused paths of attention and of the transformer encoder, which are taken without gradients only.
-
-    With them f(x) under ``no_grad`` and f(x′) with gradients would be two functions: where positions are padded, far
-    apart. They have no derivatives of higher order and no forward mode either.
-    """
-    if torch.backends.mha.get_fastpath_enabled():
-        torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, True)
+def _refuse(m: nn.Module) -> None:
+    if isinstance(m, torch.jit.ScriptModule):
+        raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
+    raise ValueError(
+        f"Expected argument `model` to have all its parameters, but {type(m).__name__} makes them in its first "
+        "forward: call the model once before the penalty."
+    )
 
 
 class FixedFunction:
     """The model as a function of its input, while the context of :func:`fixed_function` lasts.
 
     Attributes:
-        found: The model outside of the context.
         per_position: Whether the last output was one for each position, shape (N, positions, *).
     """
 
@@ -108,17 +117,21 @@ class FixedFunction:
         output: Callable[[Any], Any] | None,
         dtype: torch.dtype | None,
         state: FrozenState,
-        found: AsFound,
         units: Units | None,
         kwargs: Mapping[str, Any],
         batch_size: int | None,
     ) -> None:
-        self._core, self._output, self._dtype, self._state, self.found = core, output, dtype, state, found
+        self._core, self._output, self._dtype, self._state = core, output, dtype, state
         self._units, self._kwargs, self._batch_size = units, kwargs, batch_size
         self._side: SideRows = {}
         self.per_position = False
         in_place = getattr(core, "_compiled_call_impl", None)  # by m.compile()
         self._is_compiled = compiled_module(core) is not None or in_place is not None
+
+    @property
+    def found(self) -> AsFound:
+        """The model outside of the context."""
+        return self._state.found
 
     def given(self, side: SideRows) -> FixedFunction:
         """Return the same function with these side inputs, whose rows belong to those of its input."""
@@ -139,6 +152,8 @@ class FixedFunction:
         z = z if self._dtype in (None, z.dtype) else z.to(self._dtype)
         if self._is_compiled:
             torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
+        if self._state.carries:
+            self._state.renew()
         try:
             if self._side or self._kwargs:
                 returned = self._core(z, **self._kwargs, **fit_rows(self._side, z.shape[0]))
@@ -170,7 +185,7 @@ class FixedFunction:
     @property
     def follows(self) -> bool:
         """Whether :meth:`follow_statistics` has anything to do: a BatchNorm in train mode, and gradients."""
-        return bool(self._state.followed) and torch.is_grad_enabled()
+        return bool(self._state.following) and torch.is_grad_enabled()
 
     @property
     def cannot_follow(self) -> bool:
@@ -188,19 +203,18 @@ class FixedFunction:
         """
         state = self._state
         with contextlib.ExitStack() as stack:
-            for m in state.followed:
+            for m in state.following:
                 stack.enter_context(_removed(m.register_forward_pre_hook(state.follow, with_kwargs=True)))
             stack.enter_context(checkpoint_hook(contextlib.nullcontext))  # hooks do not run in a recomputation
             stack.enter_context(self.eagerly())
-            return self(x)
+            fx = self(x)
+        state.settle()
+        return fx
 
     @staticmethod
-    def eagerly() -> contextlib.AbstractContextManager[Any]:
+    def eagerly() -> contextlib.AbstractContextManager[None]:
         """Step around ``torch.compile``: graphs of their own for some seldom forwards would be a waste."""
-        if "torch._dynamo" not in sys.modules:
-            return contextlib.nullcontext()
-        stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        return stance
+        return force_eager.held()
 
     @property
     def is_sharded(self) -> bool:

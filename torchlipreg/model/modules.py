@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 from collections.abc import Callable
-from types import MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from torchlipreg.model.batchnorm import tracks_batches
+from torchlipreg.model.search import find_modules
 
 STOCHASTIC_RATES = ("p", "dropout", "drop_prob")  # nn.Dropout, nn.LSTM and nn.MultiheadAttention, timm's DropPath
 
@@ -34,6 +32,11 @@ class AsFound(NamedTuple):
     model: int | None
     autocast: list[str]
 
+    def with_module(self, m: nn.Module) -> AsFound:
+        """Return what is found with one more module."""
+        inexact = self.inexact or _differs_in_training(m)
+        return self._replace(inexact=inexact, training=[*self.training, m.training])
+
 
 def unwrap(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     """Return what a penalty may call: without DDP and DataParallel, but compiled, and through FSDP's wrapper.
@@ -49,47 +52,17 @@ def unwrap(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     return model
 
 
+def is_wrapper(m: nn.Module) -> bool:
+    """Say whether a module is one that :func:`unwrap` goes inside of."""
+    return isinstance(m, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or (
+        "_orig_mod" in m._modules and unwrap(m) is not m
+    )
+
+
 def compiled_module(model: Callable[..., Any]) -> nn.Module | None:
     """Return the module inside the wrapper of ``torch.compile``, None without one."""
     # Not by getattr(): where there is none, Module.__getattr__ composes an error message first.
     return model._modules["_orig_mod"] if isinstance(model, nn.Module) and "_orig_mod" in model._modules else None
-
-
-def find_modules(f: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules that a callable is or uses.
-
-    Looks into a function's closure and globals, its helpers in the same file, a partial's arguments, the object of a
-    method, and one level into the lists, dicts and objects found there.
-    """
-    found: list[nn.Module] = []
-    seen: set[int] = set()
-    queue: list[Any] = [f]
-    while queue:
-        value = queue.pop(0)
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            found.append(unwrap(value))  # type: ignore[arg-type]
-        else:
-            queue += _uses(value)
-    return found
-
-
-def _uses(value: Any) -> list[Any]:
-    if isinstance(value, functools.partial):
-        return [value.func, *value.args, *value.keywords.values()]
-    if isinstance(value, MethodType):
-        return [value.__self__, value.__func__]
-    if inspect.isfunction(value):
-        names = inspect.getclosurevars(value)
-        used = [v for v in names.globals.values() if not inspect.isfunction(v) or v.__globals__ is value.__globals__]
-        return [*names.nonlocals.values(), *used]
-    if isinstance(value, (type, ModuleType, Tensor)):
-        return []
-    if not isinstance(value, (list, tuple)):
-        value = (value if isinstance(value, dict) else getattr(value, "__dict__", {})).values()
-    return [v for v in value if isinstance(v, nn.Module)]
 
 
 def all_modules(model: Callable[..., Any]) -> list[nn.Module]:
@@ -98,6 +71,13 @@ def all_modules(model: Callable[..., Any]) -> list[nn.Module]:
     found: dict[nn.Module, None] = {}
     for root in [model] if isinstance(model, nn.Module) else find_modules(model):
         _walk(root, found)
+    return list(found)
+
+
+def submodules(module: nn.Module) -> list[nn.Module]:
+    """Return a module and those below it, each once."""
+    found: dict[nn.Module, None] = {}
+    _walk(module, found)
     return list(found)
 
 
@@ -121,11 +101,15 @@ def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
 def as_found(modules: list[nn.Module]) -> AsFound:
     """Describe how modules in training may differ from the fixed function. Reads Python attributes only."""
     return AsFound(
-        any(m.training and (tracks_batches(m) or _is_stochastic(m)) for m in modules),
+        any(m.training and _differs_in_training(m) for m in modules),
         [m.training for m in modules],
         id(modules[0]) if modules else None,
         [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)],
     )
+
+
+def _differs_in_training(m: nn.Module) -> bool:
+    return m.training and (tracks_batches(m) or _is_stochastic(m))
 
 
 def _is_stochastic(m: nn.Module) -> bool:

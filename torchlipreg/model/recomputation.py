@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch.utils.checkpoint
+from torchlipreg.model.switches import checkpoint_hook_outside
 
 
 def recomputing_under(state: Callable[[], AbstractContextManager[None]]) -> Callable[[Any], Any]:
     """Return a checkpoint hook that recomputes in a state of the model, given as a context."""
     # A non-reentrant checkpoint runs its forward again during backward, when the modules are back in train mode:
     # its recomputation is wrapped so that it sees the frozen state again.
-    original = torch.utils.checkpoint._checkpoint_hook
+    original = checkpoint_hook_outside()
 
     def hook(frame: Any) -> Any:
         recompute = frame.recompute_fn
@@ -27,14 +26,3 @@ def recomputing_under(state: Callable[[], AbstractContextManager[None]]) -> Call
         return original(frame)
 
     return hook
-
-
-@contextlib.contextmanager
-def checkpoint_hook(replacement: Any) -> Iterator[None]:
-    """Put a hook in the place of torch's own for the length of the context."""
-    original = torch.utils.checkpoint._checkpoint_hook
-    torch.utils.checkpoint._checkpoint_hook = replacement  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        torch.utils.checkpoint._checkpoint_hook = original  # type: ignore[misc]

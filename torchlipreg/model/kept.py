@@ -1,0 +1,144 @@
+"""Kept: what a forward may leave behind on modules, noted before it and put back after it."""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+from torch import nn
+
+from torchlipreg.model.search import uses
+
+CONTAINERS = (list, dict, set, deque)
+LONG = 1000  # from there on a list is known by its length alone
+OWN = frozenset(nn.Module().__dict__)
+PRIVATE = ("torch.", "accelerate.", "deepspeed.", "torchlipreg.")  # whose hooks keep state of their own
+
+
+class Kept:
+    """Notes of what there is on some modules.
+
+    Put back are a module's attributes and parameters by their identity, what the lists, dicts and sets among the
+    attributes hold, and what the module's forward hooks collect in those that they can reach. Not put back: the values
+    of a tensor that is written in place (buffers and plain tensors are cloned for that, see
+    :class:`torchlipreg.model.frozen.FrozenState`), and what a forward changes elsewhere, as in a global.
+    """
+
+    def __init__(self, only: frozenset[str] | None = None) -> None:
+        """Begin without notes.
+
+        Args:
+            only: The attributes to put back, where others are changed by those who have the right to (FSDP).
+        """
+        self._only = only
+        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._containers: list[tuple[Any, Any]] = []
+        self._cells: list[tuple[Any, Any]] = []
+
+    def note(self, m: nn.Module) -> None:
+        """Note what there is on a module."""
+        values = m.__dict__
+        if self._only is not None:
+            self._attributes.append((values, {name: values[name] for name in self._only if name in values}))
+            return
+        self._attributes.append((values, values.copy()))
+        if m._parameters:
+            self._containers.append((m._parameters, m._parameters.copy()))
+        if len(values) > len(OWN):
+            for name, value in values.items():
+                if isinstance(value, CONTAINERS) and name not in OWN:
+                    self._note_container(value)
+        if m._forward_hooks or m._forward_pre_hooks:
+            for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()):
+                self.note_function(hook)
+
+    def _note_container(self, value: Any) -> None:
+        self._containers.append((value, len(value) if len(value) > LONG else value.copy()))
+
+    def note_function(self, hook: Callable[..., Any]) -> None:
+        """Note what a hook or a model that is a plain function, method or partial, can reach in two steps."""
+        if (
+            self._only is not None
+            or isinstance(hook, nn.Module)
+            or str(getattr(hook, "__module__", "")).startswith(PRIVATE)
+        ):
+            return
+        for value in [hook, *uses(hook)]:
+            if isinstance(value, FunctionType):
+                self._note_function(value)
+            elif isinstance(value, CONTAINERS):
+                self._note_container(value)
+            elif not isinstance(value, (type, nn.Module)) and hasattr(value, "__dict__") and value is not hook:
+                if not str(type(value).__module__).startswith(PRIVATE):
+                    self._attributes.append((value.__dict__, dict(value.__dict__)))
+                    for held in value.__dict__.values():
+                        if isinstance(held, CONTAINERS):
+                            self._note_container(held)
+
+    def _note_function(self, function: FunctionType) -> None:
+        for cell in function.__closure__ or ():
+            try:
+                self._cells.append((cell, cell.cell_contents))
+            except ValueError:  # not bound yet
+                continue
+        for value in uses(function):
+            if isinstance(value, CONTAINERS):
+                self._note_container(value)
+
+    def differs(self) -> bool:
+        """Say whether anything is not as it was noted."""
+        return (
+            any(not _same(values, before) for values, before in self._attributes)
+            or any(cell.cell_contents is not before for cell, before in self._cells)
+            or any(not _unchanged(value, before) for value, before in self._containers)
+        )
+
+    def put_back(self) -> None:
+        """Put everything back; may be called again after it was interrupted."""
+        for values, before in self._attributes:
+            if self._only is not None:
+                values.update(before)
+                for name in self._only & values.keys() - before.keys():
+                    del values[name]
+            elif not _same(values, before):
+                values.update(before)  # never empty on the way: a thread or a signal may look
+                for name in values.keys() - before.keys():
+                    del values[name]
+        for cell, before in self._cells:
+            cell.cell_contents = before
+        self.put_back_containers()
+
+    def put_back_containers(self) -> None:
+        """Put back what lists, dicts and sets held."""
+        for value, before in self._containers:
+            if not _unchanged(value, before):
+                _refill(value, before)
+
+
+def _same(values: dict[str, Any], before: dict[str, Any]) -> bool:
+    return len(values) == len(before) and all(map(operator.is_, values.values(), before.values()))
+
+
+def _unchanged(value: Any, before: Any) -> bool:
+    if isinstance(before, int):
+        return len(value) == before
+    if isinstance(value, dict):
+        return _same(value, before) and all(map(operator.is_, value, before))
+    return len(value) == len(before) and all(map(operator.is_, value, before))
+
+
+def _refill(value: Any, before: Any) -> None:
+    if isinstance(before, int):
+        if isinstance(value, list):
+            del value[before:]
+        elif isinstance(value, dict):
+            for name in list(value)[before:]:
+                del value[name]
+    elif isinstance(value, list):
+        value[:] = before
+    else:
+        value.clear()
+        value.update(before) if not isinstance(value, deque) else value.extend(before)

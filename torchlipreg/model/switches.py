@@ -1,0 +1,128 @@
+"""Torch's own switches, which hold for the whole process: thrown for a call, and put back when the last has left.
+
+Calls of several threads overlap: if each put back what it had found, one that leaves last would put back another's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+
+Hook = Callable[[Any], AbstractContextManager[Any]]
+
+
+class Switch:
+    """A switch of the process that many may hold: the first throws it, the last puts it back."""
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], Any], value: Any) -> None:
+        self._read, self._write, self._value = read, write, value
+        self._lock, self._holders, self._before = threading.RLock(), 0, None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the switch for the length of the context."""
+        with self._lock:
+            if not self._holders:
+                self._before = self._read()
+                self._write(self._value)
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders:
+                    self._write(self._before)
+
+
+# The fused paths of attention and of the transformer encoder are taken without gradients only: with them f(x) under
+# `no_grad` and f(x′) with gradients would be two functions, where positions are padded far apart. They have no
+# derivatives of higher order and no forward mode either.
+one_path_of_attention = Switch(
+    torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, value=False
+)
+
+
+ATTENTION = {"math": True, "flash": False, "mem_efficient": False, "cudnn": False}
+
+
+def _read_kernels() -> list[bool]:
+    attention = [getattr(torch.backends.cuda, f"{name}_sdp_enabled")() for name in ATTENTION]
+    return [torch._C._get_cudnn_enabled(), torch._C._get_mkldnn_enabled(), *attention]
+
+
+def _write_kernels(enabled: list[bool]) -> None:
+    # Not by cudnn.flags() and mkldnn.flags(), which read settings of precision that may be of two mixed kinds.
+    torch._C._set_cudnn_enabled(enabled[0])
+    torch._C._set_mkldnn_enabled(enabled[1])
+    for name, value in zip(ATTENTION, enabled[2:], strict=True):
+        getattr(torch.backends.cuda, f"enable_{name}_sdp")(value)
+
+
+# Fused attention and fused RNN kernels have no forward-mode derivative; their plain versions have.
+forward_mode_kernels = Switch(_read_kernels, _write_kernels, value=[False, False, *ATTENTION.values()])
+
+
+def _read_stance() -> Any:
+    return sys.modules["torch._dynamo.eval_frame"]._stance
+
+
+def _write_stance(stance: Any) -> None:
+    sys.modules["torch._dynamo.eval_frame"]._set_stance(stance)
+
+
+class _Stance(Switch):
+    def __init__(self) -> None:
+        super().__init__(_read_stance, _write_stance, None)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        if "torch._dynamo.eval_frame" not in sys.modules:
+            yield
+            return
+        if self._value is None:
+            self._value = sys.modules["torch._dynamo.eval_frame"].DynamoStance("force_eager")
+        with super().held():
+            yield
+
+
+force_eager = _Stance()
+
+_hooks = threading.local()  # .stack: those of this thread's contexts, innermost last
+_checkpoint_hook: Hook = torch.utils.checkpoint._checkpoint_hook
+
+
+def _innermost_hook(frame: Any) -> AbstractContextManager[Any]:
+    return checkpoint_hook_outside()(frame)
+
+
+def checkpoint_hook_outside() -> Hook:
+    """Return the hook of this thread's innermost context; torch's own outside of all."""
+    stack: list[Hook] = getattr(_hooks, "stack", [])
+    return stack[-1] if stack else _checkpoint_hook
+
+
+def _write_checkpoint_hook(hook: Hook) -> None:
+    torch.utils.checkpoint._checkpoint_hook = hook
+
+
+_redirected = Switch(lambda: torch.utils.checkpoint._checkpoint_hook, _write_checkpoint_hook, _innermost_hook)
+
+
+@contextlib.contextmanager
+def checkpoint_hook(hook: Hook) -> Iterator[None]:
+    """Let non-reentrant checkpoints of this thread's forwards go through a hook for the length of the context."""
+    with _redirected.held():
+        stack = _hooks.__dict__.setdefault("stack", [])
+        stack.append(hook)
+        try:
+            yield
+        finally:
+            stack.pop()
