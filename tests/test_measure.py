@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from zoo import Seen
 
 from torchlipreg import lipschitz_lower_bound, operator_norm
 
@@ -116,7 +117,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_bounds_and_no_grad():
-    seen = []
+    seen = Seen()
 
     def model(z):
         seen.append(z.detach())
@@ -125,8 +126,8 @@ def test_bounds_and_no_grad():
     x = torch.rand(16, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = lipschitz_lower_bound(model, x, bounds=(0, 1))
-    assert min(z.min() for z in seen) >= 0
-    assert max(z.max() for z in seen) <= 1
+    assert min(z.min() for z in seen.items) >= 0
+    assert max(z.max() for z in seen.items) <= 1
     assert 1 < found <= 2
 
 

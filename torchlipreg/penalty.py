@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from torchlipreg.call.saved import STATE_VERSION, from_dict, gather, to_dict
-from torchlipreg.call.settings import Ascent, Exponent, Method, Settings
+from torchlipreg.call.settings import Ascent, Exponent, Method, Settings, Stochastic
 from torchlipreg.call.state import PenaltyState
 from torchlipreg.call.step import Step
 from torchlipreg.call.watch import Watch, advice
 from torchlipreg.checks import Normalization, check_mapping, check_number, check_points, check_rows, suggest_names
 from torchlipreg.distributed import world_size
 from torchlipreg.geometry.pairs import PairSet
+from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
 from torchlipreg.model.reuse import OutputReuse
 
@@ -81,6 +82,8 @@ class LipschitzPenalty:
         output: From the model's return value to the tensor to penalise. Default: a tensor, ``.logits``,
             ``["logits"]``, or the first element. :func:`torchlipreg.outputs.root_probabilities` suits classifiers,
             :func:`torchlipreg.outputs.per_position` dense outputs.
+        stochastic: What to do with a model that is random although Dropout and the like are off: ``"refuse"`` it, or
+            draw the ``"same"`` random numbers of torch at both points of a pair, others in each call.
         seed: Of the penalty's own generator, ≥ 0; each rank derives its own from it.
 
     Raises:
@@ -93,6 +96,7 @@ class LipschitzPenalty:
 
     __slots__ = (
         "__weakref__",
+        "_inspector",
         "_radius",
         "_reuse",
         "_settings",
@@ -125,6 +129,7 @@ class LipschitzPenalty:
         noise: float = 0.0,
         interval: int = 1,
         output: Callable[[Any], Any] | None = None,
+        stochastic: Stochastic = "refuse",
         seed: int = 0,
     ) -> None:
         self._settings = Settings(
@@ -147,12 +152,14 @@ class LipschitzPenalty:
             noise=noise,
             interval=interval,
             output=output,
+            stochastic=stochastic,
             seed=seed,
         )
         self.weight = weight
         self.radius = self._settings.radius
         self._state = PenaltyState()
         self._reuse = OutputReuse()
+        self._inspector = Inspector()
         self._watch = Watch()
 
     def __repr__(self) -> str:
@@ -250,7 +257,8 @@ class LipschitzPenalty:
             TypeError: If ``x`` is not a floating tensor, the model's output not one, ``choose``'s not row numbers, or
                 ``model_kwargs`` no dict.
             ValueError: If shapes do not fit, ``choose`` has no ``outputs``, the output carries no gradient, or, checked
-                in the first call only, ``x`` is not finite or outside ``bounds``.
+                in the first call only, ``x`` is not finite or outside ``bounds``; if the model is random, looked at in
+                its first call and in every 64th.
             RuntimeError: If the model's parallelism cannot take a penalty, or another rank refused its first batch.
         """
         check_points("x", x, may_be_empty=world_size() > 1)
@@ -274,7 +282,9 @@ class LipschitzPenalty:
             self._state.calls += moves
             return torch.zeros((), device=x.device)
         generator = self._state.generator(x.device, self.settings.seed)
-        step = Step(self.settings, self.radius, self._state, self._reuse, self._watch, generator, moves)
+        step = Step(
+            self.settings, self.radius, self._state, self._reuse, self._inspector, self._watch, generator, moves
+        )
         factor, interval = self.weight * self.settings.movement, self.settings.interval
         penalty = factor * interval * step(model, x, outputs, model_kwargs)
         self._watch.follow(penalty, factor, interval)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from data_parallel import METHODS, Net, assert_equal, average, batch, build, gather, local_task_gradient, task_loss
 from data_parallel import union_gradient as exact_gradient
+from zoo import Seen
 
 pytest.importorskip("accelerate")
 from accelerate import Accelerator
@@ -68,7 +69,7 @@ def train_in_bfloat16(rank):
     with new_accelerator(rank, mixed_precision="bf16") as accelerator:
         net = Net("group")
         exact, x = copy.deepcopy(net), batch(rank, dtype=torch.float32)
-        model, seen = accelerator.prepare(net), []
+        model, seen = accelerator.prepare(net), Seen()
         net.head.register_forward_hook(lambda module, inputs, y: seen.append(y.dtype))
         penalty, reference = (build("tv", radius=0.003) for _ in range(2))
         y = model(x)
@@ -77,7 +78,7 @@ def train_in_bfloat16(rank):
         assert abs(penalty.estimate - reference.estimate) <= 1e-4 * reference.estimate
         assert not penalty.reuses_outputs
         model(x)
-        assert seen[0] == seen[-1] == torch.bfloat16
+        assert seen.items[0] == seen.items[-1] == torch.bfloat16
         assert set(seen[1:-1]) == {torch.float32}
 
 

@@ -14,6 +14,7 @@ from zoo import (
     METHODS,
     FunctionalDropout,
     Recurrent,
+    Seen,
     StochasticDepth,
     conv_bn,
     dropout_net,
@@ -120,11 +121,11 @@ class Failing(nn.Module):
 
     def __init__(self, net):
         super().__init__()
-        self.net, self.left = net, 10**9
+        self.net, self.ran, self.breaks_at = net, Seen(), None
 
     def forward(self, x):
-        self.left -= 1
-        if self.left < 0:
+        self.ran.append(1)
+        if self.breaks_at is not None and len(self.ran) > self.breaks_at:
             raise RuntimeError("the model broke")
         return self.net(x)
 
@@ -154,7 +155,7 @@ def test_nothing_in_the_model_changes(kind, method, breaks_at):
     if breaks_at is None:
         penalty(net, x)
     else:
-        net.left = breaks_at
+        net.breaks_at = len(net.ran) + breaks_at
         with pytest.raises(RuntimeError, match="the model broke"):
             penalty(net, x)
         assert same(penalty.state_dict(), remembered)
@@ -191,11 +192,11 @@ def test_one_value_for_one_input(kind):
 def test_recurrent_layers_are_in_train_mode_only_where_cudnn_needs_it(on_cudnn, monkeypatch):
     if on_cudnn:
         monkeypatch.setattr(frozen, "_runs_on_cudnn", lambda m: type(m) is nn.LSTM)
-    seen = []
+    seen = Seen()
     net = Recurrent()
     net.lstm.register_forward_pre_hook(lambda m, _: seen.append((m.training, m.dropout)))
     penalty_of("tv")(net, torch.randn(3, 5, 4))
-    assert set(seen) == {(True, 0.0) if on_cudnn else (False, 0.5)}
+    assert set(seen.items) == {(True, 0.0) if on_cudnn else (False, 0.5)}
     assert net.lstm.dropout == 0.5
     assert net.lstm.training
 
@@ -336,12 +337,12 @@ def test_under_accelerate_it_computes_in_float32():
         exact(net, x).backward()
         wanted = gradients(net)
         net.zero_grad()
-        seen = []
+        seen = Seen()
         net[0].register_forward_hook(lambda m, args, y: seen.append(y.dtype))
         net = accelerator.prepare(net)
         mixed(net, x, net(x)).backward()
-        assert seen[0] == torch.bfloat16
-        assert set(seen[1:]) == {torch.float32}
+        assert seen.items[0] == torch.bfloat16
+        assert set(seen.items[1:]) == {torch.float32}
         torch.testing.assert_close(mixed.estimate, exact.estimate, rtol=0.05, atol=0)
         torch.testing.assert_close(gradients(net), wanted, rtol=1e-5, atol=1e-7)
         net(x)

@@ -15,7 +15,12 @@ from torchlipreg.geometry.quotient import Resolution, distance_floor
 
 
 def first_look(
-    settings: Settings, radius: float | None, dtype: torch.dtype, points: Tensor, warn: Callable[[str], None]
+    settings: Settings,
+    radius: float | None,
+    dtype: torch.dtype,
+    points: Tensor,
+    error: Exception | None,
+    warn: Callable[[str], None],
 ) -> Resolution:
     """Check the values of the first batch, and return ε with the smallest distance that the dtype resolves there.
 
@@ -26,6 +31,7 @@ def first_look(
         radius: ε as the user has it; None for pairs of different data points.
         dtype: In which the model computes.
         points: Shape (N, *), in raw units.
+        error: Of this rank, found before; None without.
         warn: Told if ε is not resolved.
 
     Returns:
@@ -34,7 +40,6 @@ def first_look(
     Raises:
         ValueError: If the values are not finite or outside the bounds, or the batch is too small.
     """
-    error = None
     try:
         check_values(points, settings.bounds)
         check_first_batch(settings, radius, points)

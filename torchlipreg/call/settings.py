@@ -24,6 +24,7 @@ from torchlipreg.geometry.units import Units
 Method = Literal["max", "sum", "tv", "ptv"]
 Ascent = Literal["power", "sgd", "nesterov", "adam"]
 Exponent = Literal[1, 2]
+Stochastic = Literal["refuse", "same"]
 
 STEP_SIZES = {"sgd": 0.01, "nesterov": 0.01, "adam": 0.03}
 NUM_PAIRS = 64
@@ -61,6 +62,7 @@ class Settings:
     noise: float
     interval: int
     output: Callable[[Any], Any] | None
+    stochastic: str
     seed: int
 
     def __post_init__(self) -> None:
@@ -68,6 +70,7 @@ class Settings:
         check_norm("input_norm", self.input_norm)
         check_norm("output_norm", self.output_norm)
         check_choice("exponent", self.exponent, (1, 2))
+        check_choice("stochastic", self.stochastic, ("refuse", "same"))
         if self.radius is None and not self.persistent:
             self._fill("radius", RADIUS)
         self._fill("radius", self.check_radius(self.radius))

@@ -22,7 +22,9 @@ from torchlipreg.call.watch import ROWS, Watch
 from torchlipreg.checks import check_channels
 from torchlipreg.geometry.ascent import Objective, Rule, ascend
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
-from torchlipreg.model.fixed import FixedFunction, fixed_function
+from torchlipreg.model.fixed import fixed_function
+from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.inspection import Inspector, Seen
 from torchlipreg.model.modules import compute_dtype
 from torchlipreg.model.reuse import LoopOutputs, OutputReuse
 from torchlipreg.model.side import SideRows, split_side, take_rows
@@ -38,6 +40,7 @@ class Step:
         settings: Of the penalty.
         radius: ε as the user has it; None for pairs of different data points.
         state: Of the penalty; changed after everything that may fail.
+        inspector: What a forward shows of a model.
         reuse: Whether the loop's outputs may stand for f(x).
         watch: Sees the penalty's gradient now and then.
         rng: The penalty's own generator.
@@ -48,6 +51,7 @@ class Step:
     radius: float | None
     state: PenaltyState
     reuse: OutputReuse
+    inspector: Inspector
     watch: Watch
     rng: torch.Generator
     update: bool
@@ -65,9 +69,10 @@ class Step:
             The value, with a gradient to the parameters.
         """
         points, (side, rest) = self._raw(x), split_side(kwargs, x.shape[0])
-        region = Region(self.settings, self._resolution(model, points))
+        seen = self.inspector.known(model) or self._inspect(model, points, side, rest)
+        region = Region(self.settings, self._resolution(model, seen, points))
         method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region)
-        with self._fixed(model, region, rest, x.shape[0]) as f:
+        with self._fixed(model, rest, x.shape[0], eager=region.resolution.limit, carries=seen.carries) as f:
             q = self._quotient(f, region)
             again = None if self.update else self.state.on(points.device)
             if again is not None:
@@ -81,7 +86,7 @@ class Step:
             if self.update:
                 carried = self._ascend(rule, objective, region, batch, carried)
             quotients = q(carried.pairs, batch.valid)
-            if self.update and self.watch.due():
+            if self.update:
                 self._look(f, region, carried, batch.valid, quotients)
         value = self._reduce(quotients, batch.valid)
         if self.update:
@@ -98,26 +103,36 @@ class Step:
         return units.raw(points)
 
     def _fixed(
-        self, model: Callable[..., Any], region: Region, rest: Mapping[str, Any], count: int
+        self, model: Callable[..., Any], rest: Mapping[str, Any], count: int, **how: bool
     ) -> AbstractContextManager[FixedFunction]:
         settings = self.settings
         return fixed_function(
             model,
             settings.output,
-            eager=region.resolution.limit,
             units=settings.units,
             kwargs=rest,
             batch_size=count,
+            noise_seed=self.rng.initial_seed() if settings.stochastic == "same" else None,
+            **{"meet": False, **how},
         )
+
+    def _inspect(self, model: Callable[..., Any], points: Tensor, side: SideRows, rest: Mapping[str, Any]) -> Seen:
+        """Look at a model before its first call: two forwards."""
+        with self._fixed(model, rest, len(points), carries=False, meet=True) as f:
+            some = points if len(points) else points.new_zeros(1, *points.shape[1:])
+            return self.inspector.look(model, f.given(side), some)
 
     def _quotient(self, f: FixedFunction, region: Region) -> PairQuotient:
         return PairQuotient(f, self.settings.input_norm, self.settings.output_norm, region.resolution)
 
-    def _resolution(self, model: Callable[[Tensor], Any], points: Tensor) -> Resolution:
+    def _resolution(self, model: Callable[[Tensor], Any], seen: Seen, points: Tensor) -> Resolution:
         """Return ε and the floor, on which the first batch decides: its values are looked at, and may be refused."""
         if self.state.floor is not None:
+            if seen.error is not None:
+                raise seen.error
             return Resolution(self.radius, self.state.floor)
-        return first_look(self.settings, self.radius, compute_dtype(model, points), points, self.state.warn_once)
+        dtype = seen.dtype or compute_dtype(model, points)
+        return first_look(self.settings, self.radius, dtype, points, seen.error, self.state.warn_once)
 
     def _as_before(
         self, q: PairQuotient, f: FixedFunction, previous: Carried, points: Tensor, side: SideRows
@@ -164,11 +179,6 @@ class Step:
 
     def _follow(self, f: FixedFunction, carried: Carried, points: Tensor, side: SideRows) -> Tensor | None:
         """Let train-mode BatchNorm take its statistics over data points, as many as there are pairs; return f there."""
-        if f.cannot_follow:
-            self.state.warn_once(
-                "BatchNorm in train mode under FSDP: its statistics are held constant, and the penalty may drive "
-                "activations away from them. Use DDP, another norm, or BatchNorm in eval mode."
-            )
         if not f.follows:
             return None
         count = len(carried.pairs.x)
@@ -181,6 +191,18 @@ class Step:
         return value
 
     def _look(
+        self, f: FixedFunction, region: Region, carried: Carried, valid: Tensor | None, quotients: Tensor
+    ) -> None:
+        """Look at the model now and then: is it random, does the penalty weigh as much as it should?"""
+        for caution in f.cautions:
+            self.state.warn_once(caution)
+        if self.inspector.due():
+            some = f.given(take_rows(carried.side, slice(ROWS)))
+            self.inspector.look_again(some, carried.pairs.x[:ROWS].detach())
+        if self.watch.due():
+            self._watch(f, region, carried, valid, quotients)
+
+    def _watch(
         self, f: FixedFunction, region: Region, carried: Carried, valid: Tensor | None, quotients: Tensor
     ) -> None:
         """Let the watch see the value's gradient at some pairs (max: the largest), in a graph of its own."""

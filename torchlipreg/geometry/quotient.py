@@ -93,6 +93,8 @@ class PairQuotient:
             difference = directional_derivative(self.f, pairs.x, pairs.x_prime - pairs.x)
         elif self.fx is not None:
             difference = self.f(pairs.x_prime) - self.fx
+        elif getattr(self.f, "apart", False):
+            difference = self.f(pairs.x_prime) - self.f(pairs.x)
         else:
             at_x, at_x_prime = self.f(torch.cat(pairs)).chunk(2)
             difference = at_x_prime - at_x

@@ -47,6 +47,11 @@ def tracks_batches(m: nn.Module) -> bool:
     return isinstance(m, nn.modules.batchnorm._NormBase) and m.training and m._buffers.get("running_mean") is not None
 
 
+def depends_on_batch(m: nn.Module) -> bool:
+    """Say whether a module is a BatchNorm that takes the batch's statistics in eval mode too."""
+    return isinstance(m, nn.modules.batchnorm._BatchNorm) and m._buffers.get("running_mean") is None
+
+
 def can_follow(m: nn.Module) -> bool:
     """Say whether a norm is known, by its class, to follow the textbook's formula, its parameters in plain sight."""
     # A subclass may scale by 1 + weight, split the batch or mix statistics.

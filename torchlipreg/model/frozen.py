@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import operator
 import threading
-from collections.abc import Callable, ItemsView, Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from torchlipreg.model.batchnorm import can_follow, channel_moments, fold, tracks_batches
+from torchlipreg.model.following import Following
 from torchlipreg.model.kept import OWN, Kept
 from torchlipreg.model.modules import AsFound, as_found, is_wrapper, submodules, unwrap
 from torchlipreg.model.parallelism import is_sharded
@@ -35,7 +33,7 @@ class FrozenState:
     Attributes:
         modules: Those that are frozen; others are taken in when they run.
         found: The model outside.
-        held: Names of the classes of norms in train mode whose statistics are held constant.
+        norms: BatchNorm whose statistics follow a batch, and norms that give reason for caution.
         carries: Each forward starts from the frozen values, because one leaves something for the next.
     """
 
@@ -51,64 +49,18 @@ class FrozenState:
         # Eval-mode BatchNorm keeps its running statistics for backward by reference: a later train-mode forward
         # would overwrite them, without an error, and the penalty's gradient would be wrong.
         self.buffers = {m: self._private(m) for m in modules if m._buffers}
-        tracking = [m for m in self.buffers if tracks_batches(m)]
-        self.cannot_follow = bool(tracking) and self._sharded  # FSDP puts parameters in place itself
-        following = [] if self.cannot_follow else [m for m in tracking if can_follow(m)]
-        self.held = {type(m).__name__ for m in tracking if m not in following and not self.cannot_follow}
-        self.following = following
-        self.followed: dict[nn.Module, Folded] = {}
-        self.refolded: dict[nn.Module, Moments] = {}
-        self._handles: list[RemovableHandle] = []
-
-    def follow(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Serve as a forward pre-hook of BatchNorm: from now on its statistics follow those of this input."""
-        moments = channel_moments(args[0] if args else kwargs["input"])
-        own = self.followed[m].own if m in self.followed else m._parameters
-        self.followed[m] = Folded(own, moments, *fold(cast(Any, m).eps, moments, own, self.buffers[m]))
-        self._swap(m)
-
-    def settle(self) -> None:
-        """Close a pass in which statistics followed.
-
-        ``torch.func.functional_call`` puts back, on leaving, what it has found on a module: there the folded values
-        are put in place anew by hooks around each forward of the norm.
-        """
-        overwritten = [m for m, folded in self.followed.items() if not folded.is_in(m)]
-        if overwritten:
-            self._kept.put_back_containers()  # the user's dict of parameters among them
-        for m in overwritten:
-            folded = self.followed.pop(m)
-            m.__dict__["_parameters"] = folded.own
-            self._swap(m)
-            self.refolded[m] = folded.moments
-            self._refold(m)
-        if self.carries:
-            self.note_start()
-
-    def _refold(self, m: nn.Module) -> None:
-        aside: list[tuple[dict[str, Any], dict[str, Any]]] = []
-
-        def before(m: Any, args: Any) -> None:
-            aside.append((m._parameters, m._buffers))
-            values = m.__dict__
-            values["_parameters"], values["_buffers"] = fold(m.eps, self.refolded[m], m._parameters, m._buffers)
-
-        def after(m: Any, args: Any, output: Any) -> None:
-            m.__dict__["_parameters"], m.__dict__["_buffers"] = aside.pop()
-
-        self._handles += [m.register_forward_pre_hook(before), m.register_forward_hook(after, always_call=True)]
+        self.norms = Following(self.buffers, modules, sharded=self._sharded)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Put the frozen values in place, and the modules' own ones back on leaving."""
-        outside = self._kept, self._start, self._handles
-        self._kept, self._handles = Kept(FLAGS if self._sharded else None), []
+        outside = self._kept, self._start
+        self._kept = Kept(FLAGS if self._sharded else None)
         try:
             self._kept.note_function(self._core)
             for m in self.modules:
                 self._freeze(m)
-            for m in self.refolded:
-                self._refold(m)
+            self.norms.refold_all()
             if self.carries:
                 self.note_start()
             yield
@@ -117,10 +69,17 @@ class FrozenState:
                 self._kept.put_back()
             finally:  # once more, if a KeyboardInterrupt fell into that
                 self._kept.put_back()
-                for handle in self._handles:
-                    handle.remove()
+                self.norms.unhook()
                 self._note_versions()
-                self._kept, self._start, self._handles = outside
+                self._kept, self._start = outside
+
+    def settle(self) -> None:
+        """Close a pass in which statistics of norms followed a batch."""
+        if self.norms.overwritten():
+            self._kept.put_back_containers()  # the user's dict of parameters among them
+            self.norms.recover()
+        if self.carries:
+            self.note_start()
 
     def meet(self, m: nn.Module, args: Any) -> None:
         """Serve as a forward pre-hook of all modules: take in one that runs, but was not found."""
@@ -133,8 +92,7 @@ class FrozenState:
                 self.found = self.found.with_module(part)
                 if part._buffers:
                     self.buffers[part] = self._private(part)
-                if tracks_batches(part):
-                    self.held.add(type(part).__name__)
+                self.norms.hold(part)
                 self._freeze(part)
 
     def renew(self) -> None:
@@ -142,7 +100,9 @@ class FrozenState:
         if self.carries and self._start is not None:
             self._start.put_back()
             for m in self.buffers:
-                m.__dict__["_buffers"] = {name: None if b is None else b.clone() for name, b in self._frozen_buffers(m)}
+                m.__dict__["_buffers"] = {
+                    name: None if b is None else b.clone() for name, b in self.norms.frozen_buffers(m)
+                }
 
     def left_something(self) -> bool:
         """Say whether forwards have changed attributes, buffers or what hooks collect."""
@@ -154,13 +114,6 @@ class FrozenState:
         self._start = Kept(FLAGS if self._sharded else None)
         for m in self.modules:
             self._start.note(m)
-
-    def _swap(self, m: nn.Module) -> None:
-        if m in self.followed:
-            m.__dict__["_parameters"] = self.followed[m].parameters
-            m.__dict__["_buffers"] = self.followed[m].buffers.copy()
-        else:
-            m.__dict__["_buffers"] = self.buffers[m].copy()
 
     def _freeze(self, m: nn.Module) -> None:
         self._kept.note(m)
@@ -186,16 +139,15 @@ class FrozenState:
                 if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
                     values[name] = value.clone()  # which a forward may write in place
         if m in self.buffers:
-            self._swap(m)
-
-    def _frozen_buffers(self, m: nn.Module) -> ItemsView[str, Tensor | None]:
-        return (self.followed[m].buffers if m in self.followed else self.buffers[m]).items()
+            self.norms.place(m)
 
     def _private(self, m: nn.Module) -> dict[str, Tensor | None]:
         """Return clones of a module's buffers; of large ones only where somebody writes them."""
         return {name: None if b is None else self._clone_if_written(m, name, b) for name, b in m._buffers.items()}
 
     def _clone_if_written(self, m: nn.Module, name: str, b: Tensor) -> Tensor:
+        if name == "observer_enabled":  # of fake quantisation, which would fit its range to each batch in eval mode too
+            return torch.zeros_like(b)
         if b.numel() < LARGE or b.is_inference():
             return b.detach().clone()
         self._large.append((m, name))
@@ -212,29 +164,6 @@ class FrozenState:
                 continue
             written = private._version > 0 if private is not b else b._version != versions[name]
             versions[name] = WRITTEN if written else b._version
-
-
-class Folded:
-    """Parameters and buffers of a BatchNorm whose statistics follow a batch, as they were put in place."""
-
-    def __init__(
-        self,
-        own: dict[str, Any],
-        moments: Moments,
-        parameters: dict[str, Any],
-        buffers: dict[str, Tensor | None],
-    ) -> None:
-        self.own, self.moments, self.parameters, self.buffers = own, moments, parameters, buffers
-        self._placed = list(parameters.values())
-
-    def is_in(self, m: nn.Module) -> bool:
-        """Say whether they are still in place on a module."""
-        parameters, buffers = m.__dict__["_parameters"], m.__dict__["_buffers"]
-        return (
-            parameters is self.parameters
-            and all(map(operator.is_, parameters.values(), self._placed))
-            and all(map(operator.is_, buffers.values(), self.buffers.values()))
-        )
 
 
 def _runs_on_cudnn(m: nn.Module) -> bool:

@@ -25,6 +25,11 @@ class Later:
         event.record()
         self._pending = (host, event)
 
+    @property
+    def pending(self) -> bool:
+        """Whether numbers were sent that have not been taken."""
+        return self._pending is not None
+
     def take(self) -> list[float] | None:
         """Return the numbers if they have arrived, once; None otherwise."""
         if self._pending is None or (self._pending[1] is not None and not self._pending[1].query()):

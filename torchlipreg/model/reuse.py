@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.distributed import largest
-from torchlipreg.model.fixed import FixedFunction
+from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.later import Later
 from torchlipreg.model.side import SideRows
 from torchlipreg.outputs import default_output, select
@@ -83,15 +83,17 @@ class OutputReuse:
         usable = not (found.inexact or x.device.type in found.autocast)
         usable = usable and (not needs_gradient or (y.requires_grad and not x.requires_grad))
         usable = usable and not rounded and y.dtype in (torch.float32, torch.float64)
-        signature = (found, usable, x.shape[1:], y.shape[1:])
+        sharded = f.is_sharded
+        # Where a forward is a collective, nothing that differs between ranks, as shapes may, decides on one.
+        signature = (found, usable, sharded or (x.shape[1:], y.shape[1:]))
         if signature != self._signature:
             different, blank = self._compare(f.given(side), x, y)  # the shapes are compared in any case
             seen = torch.stack([different if usable else torch.ones_like(different), blank]).float()
-            any_different, any_blank = (bool(flag) for flag in largest(seen).tolist())
-            self.verdict = not (any_different or any_blank)
-            self._signature = None if any_blank else signature  # a last layer of zeros proves nothing: look again
+            is_different, is_blank = (bool(flag) for flag in (largest(seen) if sharded else seen).tolist())
+            self.verdict = not (is_different or is_blank)
+            self._signature = None if is_blank else signature  # a last layer of zeros proves nothing: look again
             self._calls, self._later = 0, Later()
-        elif self.verdict:
+        elif self.verdict and not sharded:  # then ranks might come to disagree
             self._look_again(f.given(side), x, y)
         return bool(self.verdict)
 
@@ -100,7 +102,7 @@ class OutputReuse:
         self._calls += 1
         if (arrived := self._later.take()) is not None and arrived[0]:
             self.verdict = False
-        elif self._calls % AGAIN == 0 and not f.is_sharded:  # then a forward is a collective, and ranks may disagree
+        elif self._calls % AGAIN == 0:
             self._later.send(self._compare(f, x, y)[0].float().reshape(1))
 
     @staticmethod

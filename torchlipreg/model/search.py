@@ -52,7 +52,7 @@ def uses(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple, set, frozenset)):
         return _first(value)
     held = getattr(value, "__dict__", {})
-    called = getattr(type(value), "__call__", None)  # noqa: B004: the function itself is looked into
+    called = getattr(type(value), "__call__", None)  # noqa: B004
     return [*(held[key] for key in _first(held)), *([called] if isinstance(called, FunctionType) else [])]
 
 

@@ -110,7 +110,7 @@ def checkpoint_hook_outside() -> Hook:
 
 
 def _write_checkpoint_hook(hook: Hook) -> None:
-    torch.utils.checkpoint._checkpoint_hook = hook
+    torch.utils.checkpoint._checkpoint_hook = hook  # type: ignore[misc, assignment]
 
 
 _redirected = Switch(lambda: torch.utils.checkpoint._checkpoint_hook, _write_checkpoint_hook, _innermost_hook)

@@ -1,0 +1,184 @@
+"""FixedFunction: the model as a function of raw inputs, while it is held fixed."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from torchlipreg.geometry.units import Units
+from torchlipreg.model.frozen import FrozenState
+from torchlipreg.model.modules import AsFound, compiled_module
+from torchlipreg.model.parallelism import is_sharded
+from torchlipreg.model.side import SideRows, fit_rows
+from torchlipreg.model.switches import checkpoint_hook, force_eager
+from torchlipreg.outputs import select
+
+# Of an error that a wrong number of rows makes.
+SIZE_WORDS = ("size", "shape", "dimension", "index", "broadcast", "batch")
+
+
+class FixedFunction:
+    """The model as a function of its input, while the context of :func:`fixed_function` lasts.
+
+    Attributes:
+        per_position: Whether the last output was one for each position, shape (N, positions, *).
+    """
+
+    def __init__(
+        self,
+        core: Callable[..., Any],
+        output: Callable[[Any], Any] | None,
+        dtype: torch.dtype | None,
+        state: FrozenState,
+        units: Units | None,
+        kwargs: Mapping[str, Any],
+        batch_size: int | None,
+        noise_seed: int | None = None,
+    ) -> None:
+        self._noise_seed = noise_seed
+        self._core, self._output, self._dtype, self._state = core, output, dtype, state
+        self._units, self._kwargs, self._batch_size = units, kwargs, batch_size
+        self._side: SideRows = {}
+        self.per_position = False
+        in_place = getattr(core, "_compiled_call_impl", None)  # by m.compile()
+        self._is_compiled = compiled_module(core) is not None or in_place is not None
+
+    @property
+    def found(self) -> AsFound:
+        """The model outside of the context."""
+        return self._state.found
+
+    def given(self, side: SideRows) -> FixedFunction:
+        """Return the same function with these side inputs, whose rows belong to those of its input."""
+        if not side:
+            return self
+        twin = copy.copy(self)
+        twin._side = side
+        return twin
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return f(x), shape (N, *), of raw inputs, with gradients to x and to the parameters."""
+        if self._units is not None:
+            return self.of_normalized(self._units.normalized(x))
+        return self.of_normalized(x.clone() if self._dtype in (None, x.dtype) else x)
+
+    def of_normalized(self, z: Tensor) -> Tensor:
+        """Return f at inputs as the training loop has them, shape (N, *). An in-place first layer overwrites ``z``."""
+        z = z if self._dtype in (None, z.dtype) else z.to(self._dtype)
+        if self._is_compiled:
+            torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
+        if self._state.carries:
+            self._state.renew()
+        try:
+            with self._noise(z):
+                if self._side or self._kwargs:
+                    returned = self._core(z, **self._kwargs, **fit_rows(self._side, z.shape[0]))
+                else:
+                    returned = self._core(z)
+        except (RuntimeError, ValueError, IndexError) as error:
+            self._explain(error, z.shape[0])
+            raise
+        y, self.per_position = select(returned, self._output, z.shape[0])
+        return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+
+    @property
+    def apart(self) -> bool:
+        """Whether points have to be seen in forwards of the same size, row by row: with the same random numbers."""
+        return self._noise_seed is not None
+
+    def _noise(self, z: Tensor) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._noise_seed is None else seeded(self._noise_seed, z.device)
+
+    def watch_traces(self) -> None:
+        """Note what the next forward starts from."""
+        self._state.note_start()
+
+    def left_something(self) -> bool:
+        """Say whether forwards since ``watch_traces`` have left something on modules, or where hooks collect."""
+        return self._state.left_something()
+
+    def carry(self, carries: bool) -> None:
+        """Let each forward start from the same, if one leaves something for the next."""
+        self._state.carries = carries
+
+    @property
+    def cautions(self) -> list[str]:
+        """What the user should know about norms in train mode."""
+        return self._state.norms.cautions()
+
+    def _explain(self, error: Exception, count: int) -> None:
+        """Raise ValueError where the model failed because a part of the batch met inputs of the whole batch."""
+        if self._batch_size is None or not any(word in str(error) for word in SIZE_WORDS):
+            return
+        others = {name: len(v) for name, v in self._kwargs.items() if isinstance(v, Tensor) and v.dim()}
+        if others:
+            raise ValueError(
+                f"Expected tensors in argument `model_kwargs` to have a row for each of the {self._batch_size} points "
+                f"of `x`, or to fit any number of points, but got {others} rows, and the model failed: {error}"
+            ) from error
+        if count != self._batch_size:
+            raise ValueError(
+                f"The model failed on {count} points of a batch of {self._batch_size}: {error} If `model` closes over "
+                "other inputs of the whole batch (masks, conditions, labels), pass them as argument `model_kwargs`, "
+                "tensors with a row for each point of `x`, so that those of the points in use come along."
+            ) from error
+
+    @property
+    def follows(self) -> bool:
+        """Whether :meth:`follow_statistics` has anything to do: a BatchNorm in train mode, and gradients."""
+        return bool(self._state.norms.norms) and torch.is_grad_enabled()
+
+    def follow_statistics(self, x: Tensor) -> Tensor:
+        """Let the running statistics of train-mode BatchNorm follow the parameters: see :func:`batchnorm.follow`.
+
+        Args:
+            x: Data points, shape (N, *), over which the batch's statistics are taken.
+
+        Returns:
+            f(x).
+        """
+        state = self._state
+        with contextlib.ExitStack() as stack:
+            for m in state.norms.norms:
+                stack.enter_context(removed(m.register_forward_pre_hook(state.norms.follow, with_kwargs=True)))
+            stack.enter_context(checkpoint_hook(contextlib.nullcontext))  # hooks do not run in a recomputation
+            stack.enter_context(self.eagerly())
+            fx = self(x)
+        state.settle()
+        return fx
+
+    @staticmethod
+    def eagerly() -> contextlib.AbstractContextManager[None]:
+        """Step around ``torch.compile``: graphs of their own for some seldom forwards would be a waste."""
+        return force_eager.held()
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP shards the model, so that a forward is a collective, and gradients are of shards."""
+        return is_sharded(self._state.modules)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw torch's random numbers from a seed for the length of the context; its generators are left as they were."""
+    on_cpu = device.type == "cpu"
+    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
+        torch.default_generator.manual_seed(seed)
+        if not on_cpu:
+            torch.get_device_module(device).manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def removed(hook: RemovableHandle) -> Iterator[None]:
+    """Remove a hook on leaving."""
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,162 @@
+"""Inspection: what a forward shows of a model that its modules do not: randomness, half precision, traces."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.later import Later
+from torchlipreg.model.modules import unwrap
+
+AGAIN = 64  # calls from look to look
+TOLERANCE = 1e-5  # relative to the largest output, as in reuse.py
+HALF = (torch.float16, torch.bfloat16)
+
+
+class Seen(NamedTuple):
+    """What one forward, and the same again, have shown.
+
+    Attributes:
+        dtype: The half precision in which some operation ran; None if all was in full precision.
+        carries: The forward leaves something on the modules, from which the next one would start.
+        error: What to raise: two forwards at the same points gave different values.
+    """
+
+    dtype: torch.dtype | None
+    carries: bool
+    error: ValueError | None
+
+
+class Inspector:
+    """Looks at each model once, before its first call, and at whether it is random again in every 64th call."""
+
+    def __init__(self) -> None:
+        self._seen: dict[Any, Seen] = {}
+        self._later = Later()
+        self._calls = 0
+
+    def known(self, model: Callable[..., Any]) -> Seen | None:
+        """Return what was seen of a model, None if it has not been looked at."""
+        return self._seen.get(_identity(model))
+
+    def look(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> Seen:
+        """Look at a model: two forwards, whose values are waited for.
+
+        Args:
+            model: As the user gave it.
+            f: The same as a fixed function.
+            x: Data points, raw, shape (N, *), N ≥ 1.
+
+        Returns:
+            What was seen, kept for ``known``.
+        """
+        x = x.nan_to_num(0.0, 0.0, 0.0)
+        with f.eagerly(), torch.random.fork_rng(_devices(x), device_type=_accelerator(x)):
+            f.watch_traces()
+            observer = _Observer()
+            if f.is_sharded:
+                y = f(x).detach()
+            else:
+                with observer:
+                    y = f(x).detach()
+            carries = f.left_something()
+            f.carry(carries)
+            again = f(x).detach()
+            error = None if _equal(y, again) else ValueError(_random(observer.drawn, y, again))
+        seen = Seen(observer.dtype, carries, error)
+        self._seen[_identity(model)] = seen
+        return seen
+
+    def due(self) -> bool:
+        """Count a call, and say whether to look again in it.
+
+        Returns:
+            True in every 64th call.
+
+        Raises:
+            ValueError: If an earlier look has found two values at the same points.
+        """
+        self._calls += 1
+        if self._later.pending:
+            found = self._later.take()
+            if found is not None and found[0]:
+                raise ValueError(_random(None, None, None))
+        return self._calls % AGAIN == 0
+
+    def look_again(self, f: FixedFunction, x: Tensor) -> None:
+        """Look for randomness, without waiting for the device: an outcome is raised in a later call.
+
+        Args:
+            f: The model as a fixed function.
+            x: Data points, raw, shape (N, *), N ≥ 1.
+        """
+        if f.is_sharded or torch.compiler.is_compiling():
+            return
+        with f.eagerly(), torch.random.fork_rng(_devices(x), device_type=_accelerator(x)):
+            y, again = f(x).detach(), f(x).detach()
+            self._later.send(((y - again).abs().amax() > TOLERANCE * y.abs().amax()).float().reshape(1))
+
+
+class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees each operation of a forward."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtype: torch.dtype | None = None
+        self.drawn: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and note its name if it draws numbers, and its dtype if that is a half one."""
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
+            self.drawn = str(func)
+        for y in tree_leaves(result):
+            if isinstance(y, Tensor) and y.dtype in HALF:
+                self.dtype = y.dtype
+        return result
+
+
+def _equal(y: Tensor, again: Tensor) -> bool:
+    return y.shape == again.shape and bool(
+        torch.isclose(y, again, rtol=0, atol=TOLERANCE * float(y.abs().nan_to_num().amax()), equal_nan=True).all()
+    )
+
+
+def _random(drawn: str | None, y: Tensor | None, again: Tensor | None) -> str:
+    off = "" if y is None or again is None or y.shape != again.shape else f" by up to {(y - again).abs().amax():.2g}"
+    cause = f" It draws random numbers ({drawn})." if drawn else ""
+    return (
+        "Expected argument `model` to be a function of its input with Dropout and the like switched off, but two "
+        f"forwards at the same points differ{off}.{cause} A difference quotient would measure the noise. Draw random "
+        "numbers only where `self.training` is true, or give the penalty `stochastic`='same', which draws the same at "
+        "both points of a pair."
+    )
+
+
+def _identity(model: Any) -> Any:
+    """Return what is the same in each call with a model: a lambda is often made anew, its code is not."""
+    if isinstance(model, functools.partial):
+        return ("partial", _identity(model.func), *(id(v) for v in model.args if isinstance(v, nn.Module)))
+    if isinstance(model, MethodType):
+        return id(model.__self__), model.__func__.__code__ if isinstance(model.__func__, FunctionType) else None
+    if isinstance(model, FunctionType):
+        return model.__code__
+    return id(unwrap(model))
+
+
+def _accelerator(x: Tensor) -> str:
+    return "cuda" if x.device.type == "cpu" else x.device.type
+
+
+def _devices(x: Tensor) -> list[int]:
+    return [] if x.device.type in ("cpu", "mps") or x.device.index is None else [x.device.index]
