@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,8 +32,14 @@ from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_flo
 from torchlipreg.geometry.rules import Power
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.fixed import fixed_function
+from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.modules import compute_dtype
 
+P = ParamSpec("P")
+R = TypeVar("R")
+ROUNDING = 16  # machine epsilons of an output that a forward may be off, where it cannot be had in float64
+ROWS = 32  # at which a model is asked for the same values twice
 SHRINK = 0.01  # from the distance of two data points to this part of it, geometrically over the steps
 
 
@@ -70,6 +80,18 @@ def difference_quotient(
     return row_norm(f(x_prime) - f(x), output_norm) / distance
 
 
+def _measure(measure: Callable[P, R]) -> Callable[P, R]:
+    """Let a measure take derivatives under ``torch.inference_mode``, and leave torch's random numbers as they were."""
+
+    @functools.wraps(measure)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.random.fork_rng(range(torch.cuda.device_count())):
+            return measure(*args, **kwargs)
+
+    return outside
+
+
+@_measure
 def operator_norm(
     f: Callable[[Tensor], Any],
     x: Tensor,
@@ -92,7 +114,8 @@ def operator_norm(
         input_norm: 1, 2 or ``math.inf``.
         output_norm: 1, 2 or ``math.inf``.
         steps: Most power iterations (2→2 only), ≥ 1.
-        tol: Stop when no row's estimate grew by more than this factor in an iteration (2→2 only), ≥ 0.
+        tol: Stop when no row's estimate grew by more than this factor in an iteration, and its direction has
+            settled (2→2 only), ≥ 0. Close singular values take more ``steps``.
         normalization: (mean, std) that was applied to ``x``: the norms are then those of the raw inputs, as in
             :class:`torchlipreg.LipschitzPenalty`.
 
@@ -101,8 +124,8 @@ def operator_norm(
 
     Raises:
         TypeError: If ``x`` is not a floating tensor.
-        ValueError: If ``x`` is not finite, a norm is unknown, or computing it is NP-hard: ∞→1, ∞→2 and 2→1, unless f
-            has a single input or a single output.
+        ValueError: If the model is random, ``x`` is not finite, a norm is unknown, or computing it is NP-hard: ∞→1,
+            ∞→2 and 2→1, unless f has a single input or a single output.
         RuntimeError: If a layer has no forward-mode derivative (2→2 only).
 
     References:
@@ -117,9 +140,12 @@ def operator_norm(
     check_number("tol", tol)
     units = check_normalization(normalization)
     with fixed_function(f, eager=True, units=units) as fixed, torch.no_grad():
-        return jacobian_norm(fixed, _raw(x, units), input_norm, output_norm, steps, tol)
+        x = _raw(x.to(torch.promote_types(x.dtype, torch.float32)), units)
+        _refuse_random(f, fixed, x)
+        return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
 
 
+@_measure
 def lipschitz_lower_bound(
     model: Callable[[Tensor], Any],
     inputs: Tensor | Iterable[Any],
@@ -140,7 +166,8 @@ def lipschitz_lower_bound(
     Each point is paired with another; power steps turn the partner to where the quotient is largest. With
     ``radius=None`` partners start at other data points and come closer from step to step, so that quotients at all
     scales are seen; with a number they stay at that distance. The model is measured as a fixed function (eval mode,
-    float32) and left as it was. The result is a lower bound on the Lipschitz constant, not a certificate.
+    float32) and left as it was; the pairs that are found are measured once more in float64, so that rounding makes
+    no quotient too large. The result is a lower bound on the Lipschitz constant, not a certificate.
 
     Args:
         model: Function or ``nn.Module``; may be wrapped or compiled.
@@ -162,8 +189,8 @@ def lipschitz_lower_bound(
 
     Raises:
         TypeError: If ``inputs`` does not give floating tensors.
-        ValueError: If an argument is out of range, the data are not finite or lie outside ``bounds``, or no batch
-            holds the two points that ``radius=None`` needs.
+        ValueError: If the model is random, an argument is out of range, the data are not finite or lie outside
+            ``bounds``, or no batch holds the two points that ``radius=None`` needs.
         ImportError: If ``progress`` is asked for and tqdm is not installed.
 
     References:
@@ -264,33 +291,69 @@ def _largest_quotient(
         pairs = draw_partners(x, draw_rows(x, len(x), generator), generator)
     else:
         pairs = draw_in_ball(x, 1.0 if resolution.limit else radius, input_norm, generator, on_sphere=True)
-    found = x.new_zeros(())
 
     def project(pairs: PairSet) -> PairSet:
         if resolution.limit:
             return PairSet(pairs.x, pairs.x + rescale(pairs.x_prime - pairs.x, 1.0, input_norm))
         return PairSet(pairs.x, pairs.x + shrink * (pairs.x_prime - pairs.x)).clamp(bounds, anchored=True)
 
-    with fixed_function(model, output, eager=resolution.limit, units=units) as f:
+    def fixed(**how: Any) -> AbstractContextManager[FixedFunction]:
+        return fixed_function(model, output, eager=resolution.limit, units=units, **how)
+
+    best, best_q = pairs, x.new_zeros(len(x))
+    with fixed() as f:
+        _refuse_random(model, f, x)
         with torch.no_grad():
             fx = None if resolution.limit else f(pairs.x)
         q = PairQuotient(f, input_norm, output_norm, resolution, fx)
 
         def height(pairs: PairSet) -> tuple[Tensor, Tensor]:
-            nonlocal found
+            nonlocal best, best_q
             difference, u = q.height(pairs)
-            found = torch.maximum(found, q.of(difference.detach(), pairs.map(torch.detach)).amax())
+            pairs = pairs.map(torch.detach)
+            quotients = q.of(difference.detach(), pairs)
+            quotients = quotients if quotients.dim() == 1 else quotients.amax(1)
+            best, best_q = pairs.where(best_q > quotients, best), torch.maximum(best_q, quotients)
             return difference, u
 
         rule = Power(input_norm, anchored=True)
         pairs, _ = ascend(pairs, {}, rule, height, steps=steps, anchored=True, project=project)
         with torch.no_grad():
             height(pairs)
-    return found
+    return torch.maximum(*(_verified(z, q, fixed) for z in (best, pairs)))
+
+
+def _verified(pairs: PairSet, q: PairQuotient, fixed: Callable[..., AbstractContextManager[FixedFunction]]) -> Tensor:
+    """Return the largest quotient of pairs, 0-dim, free of rounding: in float64, or less what rounding may add."""
+    exact = replace(q, fx=None, resolution=q.resolution._replace(floor=0.0 if not q.resolution.limit else math.inf))
+    with torch.no_grad():
+        if pairs.x.device.type != "mps":  # which has no float64
+            with contextlib.suppress(RuntimeError, TypeError, ValueError), fixed(double=True) as f:
+                return _less_rounding(pairs.map(Tensor.double), exact, f)
+        with fixed() as f:
+            return _less_rounding(pairs, exact, f)
+
+
+def _less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
+    """Return the largest quotient less what rounding may add: of the derivative, in float64, next to nothing."""
+    q.f = f
+    at_x, at_x_prime = f(pairs.x), f(pairs.x_prime)
+    if q.resolution.limit and at_x.dtype == torch.float64:
+        return q(pairs).amax()
+    error = ROUNDING * torch.finfo(at_x.dtype).eps * (at_x.abs() + at_x_prime.abs())
+    return q.of(((at_x_prime - at_x).abs() - error).clamp_min(0), pairs).amax()
+
+
+def _refuse_random(model: Callable[..., Any], f: FixedFunction, x: Tensor) -> None:
+    """Raise ValueError where two forwards at the same points differ."""
+    error = Inspector().look(model, f, x[:ROWS]).error
+    if error is not None:
+        raise error
 
 
 def _raw(x: Tensor, units: Units | None) -> Tensor:
     """Return inputs in raw units, without a graph."""
+    x = x.clone() if x.is_inference() else x
     if units is None:
         return x.detach()
     check_channels(x, units)

@@ -72,7 +72,7 @@ class Step:
         seen = self.inspector.known(model) or self._inspect(model, points, side, rest)
         region = Region(self.settings, self._resolution(model, seen, points))
         method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region)
-        with self._fixed(model, rest, x.shape[0], eager=region.resolution.limit, carries=seen.carries) as f:
+        with self._fixed(model, rest, x.shape[0], seen, eager=region.resolution.limit) as f:
             q = self._quotient(f, region)
             again = None if self.update else self.state.on(points.device)
             if again is not None:
@@ -103,22 +103,26 @@ class Step:
         return units.raw(points)
 
     def _fixed(
-        self, model: Callable[..., Any], rest: Mapping[str, Any], count: int, **how: bool
+        self, model: Callable[..., Any], rest: Mapping[str, Any], count: int, seen: Seen | None, *, eager: bool = False
     ) -> AbstractContextManager[FixedFunction]:
         settings = self.settings
+        same = settings.stochastic == "same"
         return fixed_function(
             model,
             settings.output,
             units=settings.units,
             kwargs=rest,
             batch_size=count,
-            noise_seed=self.rng.initial_seed() if settings.stochastic == "same" else None,
-            **{"meet": False, **how},
+            eager=eager,
+            carries=seen is not None and seen.carries,
+            meet=seen is None,
+            noise_seed=self.rng.initial_seed() if same or (seen is not None and seen.draws) else None,
+            apart=same,
         )
 
     def _inspect(self, model: Callable[..., Any], points: Tensor, side: SideRows, rest: Mapping[str, Any]) -> Seen:
         """Look at a model before its first call: two forwards."""
-        with self._fixed(model, rest, len(points), carries=False, meet=True) as f:
+        with self._fixed(model, rest, len(points), None) as f:
             some = points if len(points) else points.new_zeros(1, *points.shape[1:])
             return self.inspector.look(model, f.given(side), some)
 

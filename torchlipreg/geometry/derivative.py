@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from torchlipreg.geometry.norms import dual_exponent, rescale, row_norm
+from torchlipreg.geometry.norms import dual_exponent, per_row, rescale, row_norm
 
 Function = Callable[[Tensor], Tensor]
+_ONE_AT_A_TIME = threading.RLock()  # torch's levels of forward mode are those of the process, not of a thread
+SETTLED = 32  # tolerances that JᵀJ v may be off σ² v
 PullBack = Callable[..., tuple[Tensor, ...]]
 
 
@@ -44,7 +47,7 @@ def jacobian_norm(f: Function, x: Tensor, input_norm: float, output_norm: float,
         input_norm: 1, 2 or ``math.inf``.
         output_norm: 1, 2 or ``math.inf``.
         steps: Most power iterations.
-        tol: Stop when no row's estimate grew by more than this factor in an iteration.
+        tol: Stop when no row's estimate grew by more than this factor in an iteration, and its direction had settled.
 
     Returns:
         Norms, shape (N,).
@@ -77,10 +80,15 @@ def _spectral_norm(f: Function, x: Tensor, pull_back: PullBack, steps: int, tol:
     norm = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for _ in range(steps):
         u = torch.func.jvp(f, (x,), (v,))[1]
-        previous, norm = norm, torch.maximum(norm, row_norm(u, 2))
+        now = row_norm(u, 2)
+        previous, norm = norm, torch.maximum(norm, now)
+        w = pull_back(u, retain_graph=True)[0]
         if bool((norm - previous <= tol * norm).all()):
-            break
-        v = rescale(pull_back(u, retain_graph=True)[0], 1.0, 2)
+            # Slow growth alone may also mean that two singular values are close.
+            square = per_row(now.square(), w)
+            if bool((row_norm(w - square * v, 2) <= SETTLED * tol * now.square()).all()):
+                break
+        v = rescale(w, 1.0, 2)
     return norm
 
 
@@ -112,7 +120,7 @@ def _largest_column(rows: Iterator[Tensor], output_norm: float) -> Tensor:
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
     """Say what to do where a layer has no forward-mode derivative."""
-    with warnings.catch_warnings():
+    with _ONE_AT_A_TIME, warnings.catch_warnings():
         # torch's own: jvp registers decompositions with the deprecated jit.script
         warnings.filterwarnings("ignore", message=".*torch.jit.script")
         try:

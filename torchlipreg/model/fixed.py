@@ -34,6 +34,8 @@ def fixed_function(
     carries: bool = True,
     meet: bool = True,
     noise_seed: int | None = None,
+    apart: bool = False,
+    double: bool = False,
 ) -> Iterator[FixedFunction]:
     """Give the model as a fixed, deterministic function of its input for the length of the context.
 
@@ -52,6 +54,8 @@ def fixed_function(
         batch_size: How many points the loop's batch has, for an error message.
         carries: A forward may leave something for the next one: let each start from the same.
         noise_seed: Seed of the random numbers that each forward draws, the same for all; None if it draws none.
+        apart: Points that are to meet the same random numbers have to be seen in forwards of their own.
+        double: Compute in float64, without gradients to the parameters, of which it makes copies.
         meet: Also freeze modules that run, but were not found; for functions that is always done.
 
     Raises:
@@ -75,7 +79,7 @@ def fixed_function(
             _refuse(m)
     if eager:
         check_forward_mode(modules)
-    state = FrozenState(core, modules, eager, carries)
+    state = FrozenState(core, modules, eager=eager, carries=carries, double=double)
     # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
     hook = contextlib.nullcontext if eager else recomputing_under(state.applied)
     with contextlib.ExitStack() as stack:
@@ -88,7 +92,8 @@ def fixed_function(
         stack.enter_context(state.applied())
         if (meet or not isinstance(core, nn.Module)) and not any(compiled_module(m) for m in modules):
             stack.enter_context(removed(register_module_forward_pre_hook(state.meet)))
-        yield FixedFunction(core, output, parameter_dtype(modules), state, units, kwargs or {}, batch_size, noise_seed)
+        dtype = torch.float64 if double else parameter_dtype(modules)
+        yield FixedFunction(core, output, dtype, state, units, kwargs or {}, batch_size, noise_seed, apart=apart)
 
 
 def _refuse(m: nn.Module) -> None:

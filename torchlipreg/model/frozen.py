@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchlipreg.model.following import Following
 from torchlipreg.model.kept import OWN, Kept
-from torchlipreg.model.modules import AsFound, as_found, is_wrapper, submodules, unwrap
+from torchlipreg.model.modules import AsFound, as_found, hide, is_wrapper, submodules, unwrap
 from torchlipreg.model.parallelism import is_sharded
 
 Moments = tuple[Tensor, Tensor]
@@ -33,29 +33,48 @@ class FrozenState:
     Attributes:
         modules: Those that are frozen; others are taken in when they run.
         found: The model outside.
+        is_sharded: FSDP shards the model.
         norms: BatchNorm whose statistics follow a batch, and norms that give reason for caution.
         carries: Each forward starts from the frozen values, because one leaves something for the next.
     """
 
-    def __init__(self, core: Callable[..., Any], modules: list[nn.Module], eager: bool, carries: bool) -> None:
-        self._core, self.modules, self.eager, self.carries = core, modules, eager, carries
+    def __init__(
+        self,
+        core: Callable[..., Any],
+        modules: list[nn.Module],
+        *,
+        eager: bool = False,
+        carries: bool = True,
+        double: bool = False,
+    ) -> None:
+        """Clone the buffers.
+
+        Args:
+            core: The model, unwrapped.
+            modules: Those that it runs.
+            eager: Step around ``torch.compile``.
+            carries: Each forward starts from the frozen values, because one leaves something for the next.
+            double: Compute in float64, with copies of the parameters, which get no gradient.
+        """
+        self._core, self.modules, self.eager, self.carries, self._double = core, modules, eager, carries, double
         self.found: AsFound = as_found(modules)
-        self._sharded = is_sharded(modules)
+        self.is_sharded = is_sharded(modules)
         self._known: set[nn.Module] = set(modules)
         self._kept = Kept()
         self._start: Kept | None = None
         self._thread = threading.get_ident()
+        self._plain: list[tuple[dict[str, Any], str, Tensor]] = []
         self._large: list[tuple[nn.Module, str]] = []
         # Eval-mode BatchNorm keeps its running statistics for backward by reference: a later train-mode forward
         # would overwrite them, without an error, and the penalty's gradient would be wrong.
         self.buffers = {m: self._private(m) for m in modules if m._buffers}
-        self.norms = Following(self.buffers, modules, sharded=self._sharded)
+        self.norms = Following(self.buffers, modules, sharded=self.is_sharded)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Put the frozen values in place, and the modules' own ones back on leaving."""
         outside = self._kept, self._start
-        self._kept = Kept(FLAGS if self._sharded else None)
+        self._kept, self._plain = Kept(FLAGS if self.is_sharded else None), []
         try:
             self._kept.note_function(self._core)
             for m in self.modules:
@@ -67,8 +86,10 @@ class FrozenState:
         finally:
             try:
                 self._kept.put_back()
-            finally:  # once more, if a KeyboardInterrupt fell into that
+            except BaseException:  # a KeyboardInterrupt fell into that
                 self._kept.put_back()
+                raise
+            finally:
                 self.norms.unhook()
                 self._note_versions()
                 self._kept, self._start = outside
@@ -85,6 +106,7 @@ class FrozenState:
         """Serve as a forward pre-hook of all modules: take in one that runs, but was not found."""
         if m in self._known or threading.get_ident() != self._thread:
             return
+        hide(self._core, m)
         for part in submodules(m):
             if part not in self._known:
                 self._known.add(part)
@@ -99,19 +121,26 @@ class FrozenState:
         """Let the next forward start from the frozen values, if forwards leave something for the next."""
         if self.carries and self._start is not None:
             self._start.put_back()
-            for m in self.buffers:
-                m.__dict__["_buffers"] = {
-                    name: None if b is None else b.clone() for name, b in self.norms.frozen_buffers(m)
-                }
+            self.copy_tensors()
+
+    def copy_tensors(self) -> None:
+        """Put copies of the frozen buffers and plain tensors in place, which forwards may write."""
+        for values, name, value in self._plain:
+            values[name] = value.clone()
+        for m in self.buffers:
+            m.__dict__["_buffers"] = {
+                name: None if b is None else b.clone() for name, b in self.norms.frozen_buffers(m)
+            }
 
     def left_something(self) -> bool:
         """Say whether forwards have changed attributes, buffers or what hooks collect."""
         buffers = (b for m in self.buffers for b in m.__dict__["_buffers"].values() if b is not None)
-        return self._start is not None and (self._start.differs() or any(b._version > 0 for b in buffers))
+        written = any(b._version > 0 for b in buffers) or any(v[name]._version > 0 for v, name, _ in self._plain)
+        return written or (self._start is not None and self._start.differs())
 
     def note_start(self) -> None:
         """Note what a forward is to start from, for ``renew`` and ``left_something``."""
-        self._start = Kept(FLAGS if self._sharded else None)
+        self._start = Kept(FLAGS if self.is_sharded else None)
         for m in self.modules:
             self._start.note(m)
 
@@ -137,13 +166,17 @@ class FrozenState:
         if len(values) > len(OWN):
             for name, value in values.items():
                 if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
-                    values[name] = value.clone()  # which a forward may write in place
+                    self._plain.append((values, name, value))  # which a forward may write in place
+                    values[name] = value.clone()
         if m in self.buffers:
             self.norms.place(m)
+        if self._double:
+            _widen(values)
 
     def _private(self, m: nn.Module) -> dict[str, Tensor | None]:
         """Return clones of a module's buffers; of large ones only where somebody writes them."""
-        return {name: None if b is None else self._clone_if_written(m, name, b) for name, b in m._buffers.items()}
+        buffers = {name: None if b is None else self._clone_if_written(m, name, b) for name, b in m._buffers.items()}
+        return {name: _double(b) for name, b in buffers.items()} if self._double else buffers
 
     def _clone_if_written(self, m: nn.Module, name: str, b: Tensor) -> Tensor:
         if name == "observer_enabled":  # of fake quantisation, which would fit its range to each batch in eval mode too
@@ -171,6 +204,20 @@ def _runs_on_cudnn(m: nn.Module) -> bool:
     if type(m) not in (nn.RNN, nn.LSTM, nn.GRU):
         return False
     return any(p is not None and p.is_cuda for p in m._parameters.values())
+
+
+def _widen(values: dict[str, Any]) -> None:
+    """Put float64 copies in the place of a module's parameters and plain tensors."""
+    values["_parameters"] = {name: _double(p) for name, p in values["_parameters"].items()}
+    for name, value in values.items():
+        if type(value) is Tensor:
+            values[name] = _double(value)
+    if "_flat_weights_names" in values:  # of torch's RNNs, which hold their parameters twice
+        values["_flat_weights"] = [values["_parameters"].get(name) for name in values["_flat_weights_names"]]
+
+
+def _double(value: Tensor | None) -> Any:
+    return value if value is None or not value.is_floating_point() else value.detach().double()
 
 
 def _is_checkpointing_layer(m: nn.Module) -> bool:

@@ -14,7 +14,6 @@ from torch.utils.hooks import RemovableHandle
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.modules import AsFound, compiled_module
-from torchlipreg.model.parallelism import is_sharded
 from torchlipreg.model.side import SideRows, fit_rows
 from torchlipreg.model.switches import checkpoint_hook, force_eager
 from torchlipreg.outputs import select
@@ -27,6 +26,7 @@ class FixedFunction:
     """The model as a function of its input, while the context of :func:`fixed_function` lasts.
 
     Attributes:
+        apart: Whether points have to be seen in forwards of the same size, row by row: with the same random numbers.
         per_position: Whether the last output was one for each position, shape (N, positions, *).
     """
 
@@ -40,8 +40,10 @@ class FixedFunction:
         kwargs: Mapping[str, Any],
         batch_size: int | None,
         noise_seed: int | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
-        self._noise_seed = noise_seed
+        self._noise_seed, self.apart = noise_seed, apart
         self._core, self._output, self._dtype, self._state = core, output, dtype, state
         self._units, self._kwargs, self._batch_size = units, kwargs, batch_size
         self._side: SideRows = {}
@@ -81,22 +83,24 @@ class FixedFunction:
                     returned = self._core(z, **self._kwargs, **fit_rows(self._side, z.shape[0]))
                 else:
                     returned = self._core(z)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except (RuntimeError, ValueError, IndexError, AttributeError) as error:
             self._explain(error, z.shape[0])
             raise
         y, self.per_position = select(returned, self._output, z.shape[0])
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
-    @property
-    def apart(self) -> bool:
-        """Whether points have to be seen in forwards of the same size, row by row: with the same random numbers."""
-        return self._noise_seed is not None
-
     def _noise(self, z: Tensor) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._noise_seed is None else seeded(self._noise_seed, z.device)
 
+    def unseeded(self) -> FixedFunction:
+        """Return the same function with random numbers of its own in each forward, unless the same were asked for."""
+        twin = copy.copy(self)
+        twin._noise_seed = self._noise_seed if self.apart else None
+        return twin
+
     def watch_traces(self) -> None:
-        """Note what the next forward starts from."""
+        """Note what the next forward starts from, with copies that it may write."""
+        self._state.copy_tensors()
         self._state.note_start()
 
     def left_something(self) -> bool:
@@ -114,6 +118,16 @@ class FixedFunction:
 
     def _explain(self, error: Exception, count: int) -> None:
         """Raise ValueError where the model failed because a part of the batch met inputs of the whole batch."""
+        if isinstance(error, AttributeError):
+            raise ValueError(
+                f"The model failed where its `training` flags are False: {error} What a train() or eval() of its own "
+                "makes is not there, as these are not called. Make it in __init__() or in forward()."
+            ) from error
+        if "same dtype" in str(error):
+            raise ValueError(
+                f"The model failed on {self._dtype}, the dtype of its first parameter: {error} Pass a function that "
+                "brings its input to the dtype that the first layer needs: lambda z: model(z.bfloat16())."
+            ) from error
         if self._batch_size is None or not any(word in str(error) for word in SIZE_WORDS):
             return
         others = {name: len(v) for name, v in self._kwargs.items() if isinstance(v, Tensor) and v.dim()}
@@ -161,7 +175,7 @@ class FixedFunction:
     @property
     def is_sharded(self) -> bool:
         """Whether FSDP shards the model, so that a forward is a collective, and gradients are of shards."""
-        return is_sharded(self._state.modules)
+        return self._state.is_sharded
 
 
 @contextlib.contextmanager

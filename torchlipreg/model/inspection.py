@@ -27,11 +27,13 @@ class Seen(NamedTuple):
     Attributes:
         dtype: The half precision in which some operation ran; None if all was in full precision.
         carries: The forward leaves something on the modules, from which the next one would start.
+        draws: The forward draws random numbers of torch's, whether or not its values show it.
         error: What to raise: two forwards at the same points gave different values.
     """
 
     dtype: torch.dtype | None
     carries: bool
+    draws: bool
     error: ValueError | None
 
 
@@ -61,17 +63,17 @@ class Inspector:
         x = x.nan_to_num(0.0, 0.0, 0.0)
         with f.eagerly(), torch.random.fork_rng(_devices(x), device_type=_accelerator(x)):
             f.watch_traces()
-            observer = _Observer()
+            observer, before = _Observer(), _rng_state(x)
             if f.is_sharded:
                 y = f(x).detach()
             else:
                 with observer:
                     y = f(x).detach()
-            carries = f.left_something()
+            carries, draws = f.left_something(), not torch.equal(before, _rng_state(x))
             f.carry(carries)
             again = f(x).detach()
             error = None if _equal(y, again) else ValueError(_random(observer.drawn, y, again))
-        seen = Seen(observer.dtype, carries, error)
+        seen = Seen(observer.dtype, carries, draws, error)
         self._seen[_identity(model)] = seen
         return seen
 
@@ -101,6 +103,7 @@ class Inspector:
         if f.is_sharded or torch.compiler.is_compiling():
             return
         with f.eagerly(), torch.random.fork_rng(_devices(x), device_type=_accelerator(x)):
+            f = f.unseeded()
             y, again = f(x).detach(), f(x).detach()
             self._later.send(((y - again).abs().amax() > TOLERANCE * y.abs().amax()).float().reshape(1))
 
@@ -152,6 +155,12 @@ def _identity(model: Any) -> Any:
     if isinstance(model, FunctionType):
         return model.__code__
     return id(unwrap(model))
+
+
+def _rng_state(x: Tensor) -> Tensor:
+    on_cpu = x.device.type == "cpu"
+    here = torch.get_rng_state()
+    return here if on_cpu else torch.cat([here, torch.get_device_module(x.device).get_rng_state(x.device)])
 
 
 def _accelerator(x: Tensor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ STOCHASTIC_RATES = ("p", "dropout", "drop_prob")  # nn.Dropout, nn.LSTM and nn.M
 
 
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
+
+
+_HIDDEN: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()  # what models were seen to run
 
 
 class AsFound(NamedTuple):
@@ -71,7 +75,15 @@ def all_modules(model: Callable[..., Any]) -> list[nn.Module]:
     found: dict[nn.Module, None] = {}
     for root in [model] if isinstance(model, nn.Module) else find_modules(model):
         _walk(root, found)
+        for hidden in _HIDDEN.get(root, ()) if _HIDDEN else ():
+            _walk(hidden, found)
     return list(found)
+
+
+def hide(root: Any, module: nn.Module) -> None:
+    """Remember a module that a model runs, but does not register."""
+    if isinstance(root, nn.Module):
+        _HIDDEN.setdefault(root, WeakSet()).add(module)
 
 
 def submodules(module: nn.Module) -> list[nn.Module]:

@@ -1,0 +1,285 @@
+"""What a forward leaves behind is put back, and each forward starts from the same."""
+
+import functools
+import threading
+
+import pytest
+import torch
+import torch.utils.checkpoint
+from torch import nn
+from torch.func import functional_call
+from zoo import METHODS, gradients, mlp, penalty_of, same, traces
+
+from torchlipreg import lipschitz_lower_bound, operator_norm
+from torchlipreg.model.fixed import fixed_function
+from torchlipreg.model.frozen import LARGE
+
+SETTINGS = [*((method, {}) for method in METHODS), ("tv", {"radius": 0.0})]
+
+
+class MixtureOfExperts(nn.Module):
+    """Keeps a loss of its own for the training loop."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.experts = nn.Linear(6, 4), nn.ModuleList(nn.Linear(6, 3) for _ in range(4))
+        self.balance, self.history, self.counts = None, [], {"forwards": 0}
+
+    def forward(self, x):
+        gate = self.gate(x).softmax(-1)
+        self.balance = 4 * (gate.mean(0) ** 2).sum()
+        self.history.append(self.balance)
+        self.counts["forwards"] += 1
+        return sum(gate[:, i : i + 1] * expert(x) for i, expert in enumerate(self.experts))
+
+
+class Stateful(nn.Module):
+    """Carries its hidden state from batch to batch, as an attribute and in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.last, self.hidden = nn.GRUCell(6, 8), nn.Linear(8, 3), torch.zeros(8, dtype=torch.float64)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x):
+        h = self.cell(x, self.hidden.expand(len(x), 8) + 0.1 * self.steps)
+        self.hidden = h.mean(0).detach()
+        self.steps += 1
+        return self.last(h)
+
+
+@pytest.mark.parametrize(("method", "settings"), SETTINGS)
+@pytest.mark.parametrize("make", [MixtureOfExperts, Stateful])
+def test_attributes_containers_and_buffers_are_put_back(make, method, settings):
+    net, x = make().double(), torch.randn(8, 6, dtype=torch.float64)
+    out = net(x)
+    for _ in range(2):
+        before, attributes, trace = {**vars(net)}, repr(vars(net)), traces(net)
+        penalty_of(method, **settings)(net, x, out)
+        assert all(vars(net)[name] is value for name, value in before.items())
+        assert repr(vars(net)) == attributes
+        assert same(traces(net), trace)
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.0])
+def test_the_loss_that_a_model_keeps_is_that_of_the_training_forward(radius):
+    net, x = MixtureOfExperts().double(), torch.randn(8, 6, dtype=torch.float64)
+    out = net(x)
+    wanted = torch.autograd.grad(net.balance, net.gate.weight, retain_graph=True)[0]
+    penalty_of("tv", radius=radius)(net, x, out)
+    torch.testing.assert_close(torch.autograd.grad(net.balance, net.gate.weight)[0], wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_forward_of_a_model_that_carries_a_state_starts_from_the_same(method):
+    net, x = Stateful().double(), torch.randn(8, 6, dtype=torch.float64)
+    net(x)
+    penalty = penalty_of(method)
+    penalty(net, x)
+    hidden, steps = net.hidden, net.steps.clone()
+
+    def at_rest(z):
+        return net.last(net.cell(z, hidden.expand(len(z), 8) + 0.1 * steps))
+
+    u, v = penalty.pairs
+    exact = (at_rest(v) - at_rest(u)).norm(dim=1) / (v - u).norm(dim=1)
+    torch.testing.assert_close(penalty.estimate, exact.max().detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.0])
+@pytest.mark.parametrize("collect", ["list", "dict", "method", "counter"])
+def test_what_hooks_collect_is_put_back(collect, radius):
+    net, x = mlp(), torch.randn(8, 6)
+    features, count = [], 0
+
+    class Collector:
+        def __init__(self):
+            self.features = {}
+
+        def note(self, m, args, y):
+            self.features[m] = y
+
+    def counting(m, args, y):
+        nonlocal count
+        count += 1
+
+    by_name, collector = {}, Collector()
+    hooks = {
+        "list": lambda m, args, y: features.append(y),
+        "dict": lambda m, args, y: by_name.__setitem__("tanh", y),
+        "method": collector.note,
+        "counter": counting,
+    }
+    net[1].register_forward_hook(hooks[collect])
+    out = net(x)
+    before = [*features], {**by_name}, {**collector.features}, count
+    assert any(before)
+    penalty_of("tv", radius=radius)(net, x, out)
+    for now, then in zip(([*features], {**by_name}, {**collector.features}, count), before, strict=True):
+        assert now is then or len(now) == len(then)
+        if isinstance(then, dict):
+            assert all(now[key] is then[key] for key in then)
+
+
+def with_batchnorm():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double().train()
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.randn(64, 6, dtype=torch.float64) * 3 + 2)
+    return net
+
+
+FUNCTIONAL = {
+    "dict made once": lambda net: functools.partial(functional_call, net, dict(net.named_parameters())),
+    "dict made in each forward": lambda net: lambda z: functional_call(net, dict(net.named_parameters()), (z,)),
+    "buffers too": lambda net: (
+        lambda z: functional_call(net, {**dict(net.named_parameters()), **dict(net.named_buffers())}, (z,))
+    ),
+    "a module around it": lambda net: Around(net),
+}
+
+
+class Around(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.own = net, dict(net.named_parameters())
+
+    def forward(self, x):
+        return functional_call(self.net, self.own, (x,))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", FUNCTIONAL)
+@pytest.mark.parametrize("method", ["tv", "max"])
+def test_functional_call_with_batchnorm_is_exact(form, training, method):
+    x = torch.randn(16, 6, dtype=torch.float64) * 3 + 2
+    results = []
+    for call in (FUNCTIONAL[form], lambda net: net):
+        net = with_batchnorm().train(training)
+        owned, before = list(net.parameters()), traces(net)
+        value = penalty_of(method)(call(net), x)
+        assert all(p is q for p, q in zip(net.parameters(), owned, strict=True))
+        assert same(traces(net), before)
+        value.backward()
+        results.append((value.detach(), gradients(net)))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
+
+
+def test_functional_call_with_other_parameters_leaves_the_module_alone():
+    net, x = with_batchnorm(), torch.randn(16, 6, dtype=torch.float64)
+    other = {name: (2 * p.detach() + 1).requires_grad_() for name, p in net.named_parameters()}
+    owned, before = list(net.parameters()), traces(net)
+    penalty = penalty_of("tv")
+    penalty(lambda z: functional_call(net, other, (z,)), x).backward()
+    assert all(p is q for p, q in zip(net.parameters(), owned, strict=True))
+    assert same(traces(net), before)
+    u, v = penalty.pairs
+    f = functools.partial(functional_call, net.eval(), other)
+    torch.testing.assert_close(penalty.estimate, ((f(v) - f(u)).norm(dim=1) / (v - u).norm(dim=1)).max().detach())
+    assert other["0.weight"].grad is not None
+
+
+@pytest.mark.parametrize("kind", ["not written", "written in training", "written in every forward"])
+def test_large_buffers_are_cloned_only_where_somebody_writes_them(kind):
+    class Queue(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(6, 3)
+            self.register_buffer("queue", torch.zeros(LARGE))
+
+        def forward(self, x):
+            if kind == "written in every forward" or (kind == "written in training" and self.training):
+                self.queue[0] += 1
+            return self.last(x)
+
+    net, x, penalty = Queue(), torch.randn(8, 6), penalty_of("tv")
+    cloned = []
+    for _ in range(4):
+        out = net(x)
+        own, before = net.queue, net.queue.clone()
+        penalty(net, x, out).backward()
+        assert torch.equal(net.queue, before)
+        with fixed_function(net) as f:
+            cloned.append(f._state.buffers[net]["queue"] is not own)
+    assert cloned[-1] == (kind != "not written")
+
+
+class Keeps(nn.Module):
+    """Fills a cache in its first forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.cache = nn.Linear(6, 3), None
+
+    def forward(self, x):
+        if self.cache is None:
+            self.cache = x.new_ones(6) * 2
+        return self.last(x * self.cache)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda f, x: operator_norm(f, x), lambda f, x: penalty_of("tv", radius=0.0)(f, x).backward()]
+)
+def test_no_dead_tensor_of_a_derivative_is_left_in_a_cache(call):
+    net, x = Keeps(), torch.randn(8, 6)
+    call(net, x)
+    assert net.cache is None
+    net(x).sum().backward()
+    assert net.cache.sum().item() == 12
+
+
+def test_threads_with_a_model_each_leave_torch_as_it_was():
+    before = torch.utils.checkpoint._checkpoint_hook, torch.backends.mha.get_fastpath_enabled()
+    failed = []
+
+    def train(seed):
+        try:
+            net, penalty = with_batchnorm(), penalty_of("tv")
+            for _ in range(20):
+                x = torch.randn(16, 6, dtype=torch.float64)
+                (net(x).square().mean() + penalty(net, x)).backward()
+            operator_norm(net, x)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=train, args=(seed,)) for seed in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert failed == []
+    assert (torch.utils.checkpoint._checkpoint_hook, torch.backends.mha.get_fastpath_enabled()) == before
+
+
+def test_a_penalty_inside_of_another_ones_model():
+    inner, net, x = penalty_of("tv", seed=1), with_batchnorm(), torch.randn(8, 6, dtype=torch.float64)
+
+    class Smoothed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, z):
+            y = self.net(z)
+            inner(self.net, z.detach())
+            return y
+
+    before = traces(net)
+    value = penalty_of("tv")(Smoothed(), x)
+    assert same(traces(net), before)
+    torch.testing.assert_close(value, penalty_of("tv")(net, x))
+
+
+def test_the_lower_bound_leaves_random_numbers_alone():
+    class Draws(nn.Linear):
+        def forward(self, x):
+            torch.rand(3)
+            return super().forward(x)
+
+    net, x = Draws(6, 3), torch.randn(8, 6)
+    before = torch.get_rng_state()
+    lipschitz_lower_bound(net, x)
+    operator_norm(net, x)
+    penalty = penalty_of("tv")
+    for _ in range(2):
+        penalty(net, x)
+    assert torch.equal(torch.get_rng_state(), before)

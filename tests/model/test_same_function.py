@@ -1,0 +1,308 @@
+"""Is f the same function at both points? Modules that run are frozen, randomness is refused, half precision is seen."""
+
+import contextlib
+import math
+import warnings
+
+import oracles
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from zoo import METHODS, Seen, dropout_net, mlp, penalty_of, same, traces
+
+from torchlipreg import lipschitz_lower_bound, operator_norm
+from torchlipreg.model.inspection import AGAIN
+from torchlipreg.model.search import find_modules
+
+net_of_this_file = dropout_net()
+
+
+def reaches(owner, depth):
+    for _ in range(depth):
+        owner = Owner(owner)
+    return owner
+
+
+class Owner:
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, x):
+        return self.held(x)
+
+
+def default_argument(net):
+    def f(z, model=net):
+        return model(z)
+
+    return f
+
+
+def unfilled(net):
+    def make():
+        def f(z):
+            return net(z) if flag else late
+
+        flag = True
+        return f
+        late = 1
+
+    return make()
+
+
+FOUND = {
+    "comprehension": lambda net: lambda z: torch.cat([net(part) for part in z.split(4)]),
+    "generator": lambda net: lambda z: torch.cat(tuple(net(part) for part in z.split(4))),
+    "map": lambda net: lambda z: torch.cat(list(map(lambda part: net(part), z.split(4)))),
+    "default argument": default_argument,
+    "an unfilled cell": unfilled,
+    "three objects deep": lambda net: reaches(net, 3),
+    "dict in a list": lambda net: (lambda nets: lambda z: nets[0]["net"](z))([{"net": net}]),
+}
+
+
+@pytest.mark.parametrize("form", FOUND)
+def test_modules_are_found(form):
+    net = dropout_net()
+    assert net in find_modules(FOUND[form](net))
+
+
+def test_modules_among_globals_of_nested_code_are_found():
+    forms = (
+        lambda z: torch.cat([net_of_this_file(part) for part in z.split(8)]),
+        lambda z: list(map(lambda part: net_of_this_file(part), [z])),
+    )
+    assert all(net_of_this_file in find_modules(f) for f in forms)
+
+
+class Hidden(nn.Module):
+    """Its module is neither registered nor found."""
+
+    def __init__(self, net):
+        super().__init__()
+        object.__setattr__(self, "get", {"net": lambda: net}.get)
+
+    def forward(self, x):
+        return self.get("net")()(x)
+
+
+class Unregistered(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.nets = [net]
+
+    def forward(self, x):
+        return self.nets[0](x)
+
+
+class DeepOwner:
+    """Five objects deep: deeper than anybody looks."""
+
+    def __init__(self, net):
+        self.inner = reaches(net, 5)
+
+    def __call__(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("wrap", [DeepOwner, Hidden, Unregistered])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_module_that_is_not_found_is_frozen_when_it_runs(wrap, method):
+    net, x = dropout_net().double(), torch.randn(8, 6, dtype=torch.float64)
+    net(x)
+    f, penalty = wrap(net), penalty_of(method)
+    before = traces(net)
+    for _ in range(3):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*statistics are held constant")  # of a norm that is met late
+            penalty(f, x)
+        assert same(traces(net), before)
+    evaluated = penalty_of(method)
+    for _ in range(3):
+        evaluated(net.eval(), x)
+    torch.testing.assert_close(penalty.estimate, evaluated.estimate, rtol=1e-12, atol=0)
+
+
+# ---- randomness ----------------------------------------------------------------------------------------------------
+
+
+class Noisy(nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.first, self.last, self.draw = nn.Linear(6, 8), nn.Linear(8, 3), draw
+
+    def forward(self, x):
+        return self.last(self.draw(self.first(x)))
+
+
+generator = torch.Generator().manual_seed(0)
+DRAWS = {
+    "noise": lambda h: h + 0.1 * torch.randn_like(h),
+    "functional dropout": lambda h: F.dropout(h, 0.5, training=True),
+    "gate": lambda h: h * (torch.rand(()) > 0.5),
+    "gumbel": lambda h: F.gumbel_softmax(h),
+    "own generator": lambda h: h + torch.randn(h.shape, generator=generator),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+@pytest.mark.parametrize("measure", [*METHODS, "lower bound", "operator norm"])
+def test_a_random_model_is_refused(kind, measure):
+    torch.manual_seed(3)
+    net, x = Noisy(DRAWS[kind]).eval(), torch.randn(8, 6)
+    if kind == "gate":
+        pytest.skip("may give the same twice")
+    measures = {"lower bound": lipschitz_lower_bound, "operator norm": operator_norm}
+    call = measures.get(measure) or penalty_of(measure)
+    before = traces(net)
+    with pytest.raises(ValueError, match="two forwards at the same points differ"):
+        call(net, x)
+    assert same(traces(net), before)
+
+
+@pytest.mark.parametrize("kind", ["noise", "functional dropout", "gate", "gumbel"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("anchored", [True, False])
+def test_on_request_both_points_see_the_same_random_numbers(kind, method, anchored):
+    net, x = Noisy(DRAWS[kind]).double(), torch.randn(8, 6, dtype=torch.float64)
+    settings = {"anchored": anchored} if method in ("tv", "ptv") else {}
+    penalty = penalty_of(method, stochastic="same", **settings)
+    estimates = []
+    for _ in range(3):
+        before = torch.get_rng_state()
+        penalty(net, x)
+        assert torch.equal(torch.get_rng_state(), before)
+        estimates.append(float(penalty.estimate))
+    if kind == "noise":  # which cancels: the map without it
+        exact = torch.linalg.matrix_norm(net.last.weight @ net.first.weight, 2).item()
+        assert max(estimates) <= exact * (1 + 1e-9)
+        assert max(estimates) > 0.2 * exact
+
+
+def test_noise_that_is_scheduled_up_is_noticed_later():
+    net, x, penalty = Noisy(lambda h: h + scale * torch.randn_like(h)), torch.randn(8, 6), penalty_of("tv")
+    scale = 0.0
+    penalty(net, x)
+    scale = 0.5
+    for _ in range(AGAIN - 1):
+        penalty(net, x)
+    with pytest.raises(ValueError, match="two forwards"):
+        penalty(net, x)
+
+
+def test_a_model_is_looked_at_once():
+    ran = Seen()
+
+    class Counting(nn.Linear):
+        def forward(self, x):
+            ran.append(1)
+            return super().forward(x)
+
+    net, x, penalty = Counting(6, 3), torch.randn(8, 6), penalty_of("tv")
+    counts = []
+    for _ in range(3):
+        ran.items.clear()
+        penalty(lambda z: net(z), x)  # noqa: PLW0108: made anew in each step
+        counts.append(len(ran))
+    assert counts == [5, 3, 3]
+
+
+# ---- half precision inside ----------------------------------------------------------------------------------------
+
+
+class Autocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    @torch.autocast("cpu", dtype=torch.bfloat16)
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("radius", [2.0, 0.1, 0.01, 0.003])
+def test_autocast_inside_a_forward_is_seen(radius):
+    net, x = Autocast(), torch.rand(32, 64)
+    exact = operator_norm(net.body, x).max()
+    penalty = penalty_of("tv", radius=radius)
+    with pytest.warns(UserWarning, match="bfloat16") if radius < 2 else contextlib.nullcontext():
+        penalty(net, x, net(x))
+    assert penalty.estimate <= 1.1 * exact
+    assert lipschitz_lower_bound(net, x, radius=radius) <= exact * 1.1
+
+
+# ---- a lower bound is never above the truth ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norms", [(2, 2), (math.inf, math.inf), (1, 1)])
+@pytest.mark.parametrize("offset", [0.0, 1e-8, 1e-4, 1.0, 1e4, 1e8])
+@pytest.mark.parametrize("scale", [1e-8, 1e-4, 1.0, 1e4, 1e8])
+def test_the_lower_bound_is_never_above_the_truth(offset, scale, norms):
+    torch.manual_seed(0)
+    linear = nn.Linear(8, 4, bias=False)
+    p, q = norms
+    exact = oracles.matrix_norm(linear.weight.detach().double(), p, q)
+    x = torch.randn(32, 8) * scale
+    for f in (lambda z: linear(z) + offset, nn.Sequential(linear)):
+        for radius in (None, 0.1 * scale, 1e-3 * scale, 0.0):
+            found = lipschitz_lower_bound(f, x, radius=radius, input_norm=p, output_norm=q, steps=5)
+            assert found <= exact * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e4])
+def test_the_lower_bound_of_what_has_no_float64_allows_for_rounding(offset):
+    matrix = torch.randn(8, 4)  # a product with float64 is refused
+    exact = torch.linalg.matrix_norm(matrix.double(), 2).item()
+    for radius in (None, 1.0, 1e-2, 1e-3):
+        found = lipschitz_lower_bound(lambda z: z @ matrix + offset, torch.randn(32, 8), radius=radius)
+        assert found <= exact
+        assert found > 0.5 * exact or offset == 1e4
+
+
+def test_of_a_recurrent_network_too():
+    net, x = nn.LSTM(4, 6, num_layers=2, batch_first=True), torch.randn(8, 5, 4)
+    f = lambda z: net(z)[0]  # noqa: E731
+    exact = float(operator_norm(f, x).max())
+    found = lipschitz_lower_bound(f, x, radius=1e-3)
+    assert found == pytest.approx(exact, rel=0.02)
+    assert all(w is p for w, p in zip(net._flat_weights, net.parameters(), strict=True))
+
+
+def test_close_singular_values_are_told_apart():
+    linear = nn.Linear(100, 100, bias=False)
+    linear.weight.data = torch.diag(torch.cat([torch.tensor([1.01]), torch.ones(99)]))
+    torch.testing.assert_close(operator_norm(linear, torch.zeros(2, 100)), torch.full((2,), 1.01), rtol=1e-5, atol=0)
+
+
+def test_under_inference_mode():
+    net, x = mlp(), torch.randn(8, 6)
+    wanted = operator_norm(net, x), lipschitz_lower_bound(net, x)
+    with torch.inference_mode():
+        torch.testing.assert_close(operator_norm(net, x), wanted[0])
+        assert lipschitz_lower_bound(net, x) == pytest.approx(wanted[1], rel=1e-6)
+
+
+def test_inputs_in_half_precision():
+    net, x = mlp(), torch.randn(8, 6)
+    torch.testing.assert_close(operator_norm(net, x.half()), operator_norm(net, x.half().float()))
+
+
+# ---- refused, or told ---------------------------------------------------------------------------------------------
+
+
+def test_a_lazy_model_is_refused_before_it_has_parameters():
+    with pytest.raises(ValueError, match="call the model once before"):
+        penalty_of("tv")(nn.Sequential(nn.LazyLinear(3)), torch.randn(8, 6))
+
+
+def test_a_model_that_needs_another_dtype_is_told():
+    net = nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3).bfloat16())
+    with pytest.raises(ValueError, match="Pass a function that"):
+        penalty_of("tv")(net, torch.randn(8, 6))
+
+
+def test_a_norm_without_statistics_is_told():
+    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Tanh())
+    with pytest.warns(UserWarning, match="depends on the other rows"):
+        penalty_of("tv")(net, torch.randn(8, 6))
