@@ -294,7 +294,7 @@ class LipschitzPenalty:
         self._watch.follow(penalty, factor, interval)
         self._value = penalty.detach()
         if penalty.requires_grad and not self._was_added:
-            penalty.register_hook(self._note_backward)
+            penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
         if self._state.calls == 1 and outputs is not None:
             check_unused_parameters(model, outputs, penalty)
         self._warn_of_size()

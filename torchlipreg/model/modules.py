@@ -56,9 +56,9 @@ def inside_fabric(model: Callable[..., Any]) -> Callable[..., Any]:
     The wrapper's forward enters autocast and puts hooks on the outputs that refuse a backward outside of
     ``fabric.backward``, so also the ascent's.
     """
-    # By its name: an instance exists where either package of Fabric is imported, and the core imports neither.
-    is_wrapper = isinstance(model, nn.Module) and type(model).__name__ == "_FabricModule"
-    return model._modules.get("_forward_module", model) if is_wrapper else model  # type: ignore[return-value]
+    if isinstance(model, nn.Module) and type(model).__name__ == "_FabricModule":  # of two packages, none imported here
+        return model._modules.get("_forward_module") or model
+    return model
 
 
 def compiled_module(model: Callable[..., Any]) -> nn.Module | None:
