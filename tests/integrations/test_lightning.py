@@ -84,7 +84,8 @@ def module_of(package, penalty, *, manual=False, adds=True, calls=True):
 
         def training_step(self, batch, batch_idx):
             torch.manual_seed(100 * self.current_epoch + batch_idx)  # dropout that a resumed run repeats
-            loss, accuracy = self.shared_step(batch)
+            x, y = data()[BATCH * batch_idx : BATCH * (batch_idx + 1)]  # Lightning resumes at a loader's first batch
+            loss, accuracy = self.shared_step((x.to(self.net[0].weight.dtype), y))
             self.log("accuracy", accuracy, on_step=False, on_epoch=True)
             if not manual:
                 return loss
@@ -218,7 +219,7 @@ SAVINGS = {
 def run(package, folder, saving, resume=None, callback=True, validation=True):
     penalty = build()
     schedules = [RadiusDecay(penalty, 0.7), WeightWarmup(penalty, 7), DiscrepancyWeight(penalty, 0.4, 0.01)]
-    ours = LipschitzCallback(penalty, schedules=schedules, accuracy="accuracy")
+    ours = LipschitzCallback(penalty, schedules=schedules, accuracy="val_accuracy" if validation else "accuracy")
     checkpoint = importlib.import_module(f"{package.__name__}.callbacks").ModelCheckpoint
     callbacks = [ours] if callback else []
     callbacks.append(checkpoint(folder / ("resumed" if resume else "whole"), "{epoch}-{step}", save_top_k=-1, **saving))
@@ -352,7 +353,6 @@ def test_under_autocast_it_computes_in_float32(package, tmp_path):
     module.net[1], module.net[3] = nn.Identity(), nn.Identity()
     exact, x = copy.deepcopy(module.net), data()[:BATCH][0].float()
     module.net[0].register_forward_hook(lambda m, args, y: seen.append(y.dtype))
-    module.on_before_batch_transfer = lambda batch, index: [batch[0].float(), batch[1]]
     one_epoch(package, tmp_path, module, LipschitzCallback(penalty), precision="bf16-mixed", limit_train_batches=1)
     reference(exact, x)
     assert seen[0] == torch.bfloat16
