@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 import subprocess
 import sys
 import warnings
@@ -358,6 +359,16 @@ def test_under_autocast_it_computes_in_float32(package, tmp_path):
     assert seen[0] == torch.bfloat16
     assert set(seen[1:]) == {torch.float32}
     torch.testing.assert_close(penalty.estimate, reference.estimate, rtol=1e-4, atol=0)
+
+
+def test_it_travels_to_other_processes_with_its_penalty():
+    """As ``ddp_spawn`` sends it: the callback's penalty stays the module's, and has been called."""
+    penalty = build()
+    penalty(model := net(), data()[:BATCH][0]).backward()
+    callback = LipschitzCallback(penalty, schedules=[RadiusDecay(penalty)])
+    callback, again = pickle.loads(pickle.dumps((callback, penalty)))
+    assert callback.penalty is callback.schedules[0].penalty is again
+    assert again(model, data()[:BATCH][0]) == penalty(model, data()[:BATCH][0])
 
 
 SUBCLASSES = """
