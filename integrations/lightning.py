@@ -86,7 +86,7 @@ class LipschitzCallback(_Callback):
     Args:
         penalty: The one that ``training_step`` calls.
         schedules: Schedules of the penalty, whose state is saved too. A ``WeightWarmup`` is stepped with the optimizer,
-            every other after each epoch, by its ``step()``; a ``DiscrepancyWeight`` by ``step(accuracy)``.
+            every other after each epoch, by its ``step()``; a ``DiscrepancyWeight`` by ``step`` of the latest accuracy.
         accuracy: The metric, in [0, 1], that a ``DiscrepancyWeight`` is stepped with, by the name under which the
             module logs it, say ``"val_accuracy"``. On several processes log it with ``sync_dist=True``.
         prefix: Before the names of logged values, and of this callback's state: one of its own for each penalty.
@@ -120,7 +120,7 @@ class LipschitzCallback(_Callback):
         self._epochs: int | None = None  # after which the schedules were stepped
         self._steps = 0  # of the optimizers, as the trainer counts them
         self._last_accuracy: float | None = None
-        self._warned = False
+        self._trained = self._warned = False
 
     @property
     def state_key(self) -> str:
@@ -167,14 +167,15 @@ class LipschitzCallback(_Callback):
         """Go on counting epochs and steps where the trainer does."""
         epoch = trainer.current_epoch
         self._epochs = epoch if self._epochs is None else min(epoch, self._epochs)
-        self._steps = trainer.global_step
+        self._steps, self._trained = trainer.global_step, False  # resumed, an epoch may end without a batch
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Step the schedules for an epoch whose end was lost: Lightning skips it after a checkpoint of validation."""
+        """Step the schedules for an epoch whose end Lightning skips: resumed from a checkpoint after its last batch."""
         self._step_epoch(trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log, and step what follows the optimizer."""
+        self._trained = True
         self._log(pl_module)
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
@@ -209,8 +210,15 @@ class LipschitzCallback(_Callback):
             module.log_dict(named, prog_bar=on_bar, on_step=True, on_epoch=False)
 
     def _note_accuracy(self, trainer: Any) -> None:
-        if self.accuracy in trainer.callback_metrics:
-            self._last_accuracy = float(trainer.callback_metrics[self.accuracy])
+        """Read the metric; a validation that comes only every few epochs is waited for."""
+        metrics = trainer.callback_metrics
+        if self.accuracy in metrics:
+            self._last_accuracy = float(metrics[self.accuracy])
+        elif self.accuracy is not None and (trainer.validating or not trainer.enable_validation):
+            raise ValueError(
+                f"Expected argument `accuracy` to name a metric that the module logs, but got {self.accuracy!r}, and "
+                f"it logs {', '.join(metrics) or 'none'}. Log it in validation_step, or with on_epoch=True."
+            )
 
     def _step_epoch(self, epochs: int) -> None:
         if self._epochs is not None and self._epochs >= epochs:
@@ -218,21 +226,14 @@ class LipschitzCallback(_Callback):
         self._epochs = epochs
         for schedule in self.schedules:
             if isinstance(schedule, DiscrepancyWeight):
-                schedule.step(self._known_accuracy())
+                if self._last_accuracy is not None:
+                    schedule.step(self._last_accuracy)
             elif not isinstance(schedule, WeightWarmup):
                 schedule.step()
 
-    def _known_accuracy(self) -> float:
-        if self._last_accuracy is None:
-            raise ValueError(
-                f"Expected argument `accuracy` to name a metric that the module logs, but {self.accuracy!r} was not "
-                "logged in the first epoch. Log it in validation_step or training_step, with on_epoch=True."
-            )
-        return self._last_accuracy
-
     def _warn_if_unused(self, trainer: Any) -> None:
         penalty = self.penalty
-        if penalty.was_added or penalty.weight == 0 or self._warned:
+        if penalty.was_added or penalty.weight == 0 or self._warned or not self._trained:
             return
         self._warned = True
         if trainer.is_global_zero:

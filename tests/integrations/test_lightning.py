@@ -206,20 +206,33 @@ def test_a_schedule_of_the_accuracy(package, tmp_path):
 def test_the_accuracy_must_be_logged(package, tmp_path):
     penalty = build()
     callback = LipschitzCallback(penalty, schedules=[DiscrepancyWeight(penalty, 0.2, 0.01)], accuracy="nothing")
-    with pytest.raises(ValueError, match=r"`accuracy`.*'nothing' was not logged"):
-        trainer_of(package, tmp_path, callback).fit(*loaders(module_of(package, penalty)))
+    for validation, names in ((True, "val_accuracy"), (False, "accuracy")):
+        with pytest.raises(ValueError, match=rf"`accuracy`.*got 'nothing', and it logs .*{names}"):
+            one_epoch(package, tmp_path, module_of(package, penalty), callback, validation=validation)
+
+
+def test_a_validation_every_other_epoch_is_waited_for(package, tmp_path):
+    penalty = build()
+    schedule = DiscrepancyWeight(penalty, 0.0, 0.01)
+    callback = LipschitzCallback(penalty, schedules=[schedule], accuracy="val_accuracy")
+    trainer = trainer_of(package, tmp_path, callback, check_val_every_n_epoch=2, num_sanity_val_steps=0)
+    trainer.fit(*loaders(module_of(package, penalty)))
+    assert penalty.weight == pytest.approx(0.5 + 0.01 * (EPOCHS - 1))
 
 
 SAVINGS = {
     "epoch": ({"every_n_epochs": 1}, False),
-    "validation": ({"every_n_epochs": 1}, True),
+    "validation": ({"every_n_epochs": 1, "save_on_train_epoch_end": False}, True),
+    "last batch": ({"every_n_train_steps": BATCHES}, False),
     "within an epoch": ({"every_n_train_steps": BATCHES + 2}, True),
 }
 
 
 def run(package, folder, saving, resume=None, callback=True, validation=True):
     penalty = build()
-    schedules = [RadiusDecay(penalty, 0.7), WeightWarmup(penalty, 7), DiscrepancyWeight(penalty, 0.4, 0.01)]
+    schedules = [RadiusDecay(penalty, 0.7), WeightWarmup(penalty, 7)]
+    if saving != SAVINGS["last batch"][0]:  # at which the epoch's accuracy is not known
+        schedules.append(DiscrepancyWeight(penalty, 0.4, 0.01))
     ours = LipschitzCallback(penalty, schedules=schedules, accuracy="val_accuracy" if validation else "accuracy")
     checkpoint = importlib.import_module(f"{package.__name__}.callbacks").ModelCheckpoint
     callbacks = [ours] if callback else []
@@ -258,9 +271,9 @@ def test_checkpoints_are_plain_and_of_either_package(tmp_path):
     assert_same(*run(other, tmp_path, options, path, validation=False), *whole)
 
 
-def one_epoch(package, folder, module, *callbacks, **options):
+def one_epoch(package, folder, module, *callbacks, validation=False, **options):
     trainer = trainer_of(package, folder, *callbacks, max_epochs=1, **options)
-    trainer.fit(*loaders(module, validation=False))
+    trainer.fit(*loaders(module, validation))
     return trainer
 
 
