@@ -13,39 +13,17 @@ Hand ``model`` itself to the penalty, not a lambda that calls it: Fabric refuses
 
 from __future__ import annotations
 
-import importlib
-import sys
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from torchlipreg import DiscrepancyWeight, LipschitzPenalty, WeightWarmup
-
-PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-
-
-def _base() -> type:
-    """Return a class that is a Callback of each of Lightning's two packages that is imported, else of one installed."""
-    names = [name for name in PACKAGES if sys.modules.get(name)] or [_installed()]
-    return type("_Callback", tuple(importlib.import_module(name).Callback for name in names), {})
-
-
-def _installed() -> str:
-    for name in PACKAGES:
-        try:
-            importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name not in (name, name.partition(".")[0]):
-                raise
-        else:
-            return name
-    raise ImportError("torchlipreg.integrations.lightning needs Lightning: pip install 'torchlipreg[lightning]'.")
-
+from torchlipreg.integrations._lightning_packages import callback_base
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as _Callback
 else:
-    _Callback = _base()
+    _Callback = callback_base()
 
 
 class LipschitzCallback(_Callback):
