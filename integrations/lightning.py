@@ -137,8 +137,8 @@ class LipschitzCallback(_Callback):
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Warn of a checkpoint without the penalty."""
-        fits = trainer.state.fn == "fit"
-        if fits and self.state_key not in checkpoint["callbacks"] and trainer.is_global_zero:
+        is_missing = self.state_key not in checkpoint["callbacks"]
+        if is_missing and trainer.state.fn == "fit" and trainer.is_global_zero:
             warnings.warn("There is no penalty in the checkpoint: its pairs start anew.", stacklevel=2)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -178,11 +178,8 @@ class LipschitzCallback(_Callback):
         if penalty.value is None:
             return
         shown = {"penalty": penalty.value, "lipschitz": penalty.estimate}
-        others = {
-            "lipschitz_weight": penalty.weight,
-            "lipschitz_radius": penalty.radius,
-            "penalty_share": penalty.share,
-        }
+        weight, radius, share = penalty.weight, penalty.radius, penalty.share
+        others = {"lipschitz_weight": weight, "lipschitz_radius": radius, "penalty_share": share}
         for values, on_bar in ((shown, self.prog_bar), (others, False)):
             named = {f"{self.prefix}{name}": value for name, value in values.items() if value is not None}
             module.log_dict(named, prog_bar=on_bar, on_step=True, on_epoch=False)
