@@ -244,3 +244,16 @@ def test_repr_rebuilds_the_penalty():
 
 def test_repr_names_a_function_without_its_address():
     assert "output=mlp," in repr(LipschitzPenalty("tv", output=mlp))
+
+
+def test_what_the_last_call_returned_and_whether_it_was_added():
+    penalty, net, x = LipschitzPenalty("max", 0.5, interval=2), mlp(), torch.randn(8, 6)
+    assert penalty.value is None
+    value = penalty(net, x)
+    assert torch.equal(penalty.value, value.detach())
+    assert not penalty.value.requires_grad
+    assert not penalty.was_added
+    assert penalty(net, x) == 0  # between the calls of an interval
+    assert torch.equal(penalty.value, value.detach())
+    (value + net(x).sum()).backward()
+    assert penalty.was_added

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "torchlipreg"
 WINGS = ["geometry", "model", "call"]  # each may import those before it
 CORE = sorted(PACKAGE.rglob("*.py"))
 INTEGRATIONS = sorted((ROOT / "integrations").glob("*.py"))
-OPTIONAL = {"accelerate", "matplotlib", "pandas", "PIL", "rich", "scipy", "sklearn", "timm", "torchvision", "tqdm"}
+OPTIONAL = {"accelerate", "lightning", "lightning_fabric", "matplotlib", "pandas", "PIL", "pytorch_lightning", "rich"}
+OPTIONAL |= {"scipy", "sklearn", "timm", "torchvision", "tqdm"}
 LINES = 200  # that are neither blank nor comment
 LAZY = ("measure", "tqdm.auto")  # the only optional package, imported on request
 

@@ -101,6 +101,8 @@ class LipschitzPenalty:
         "_reuse",
         "_settings",
         "_state",
+        "_value",
+        "_was_added",
         "_watch",
         "_weight",
     )  # a misspelt attribute is refused
@@ -161,6 +163,8 @@ class LipschitzPenalty:
         self._reuse = OutputReuse()
         self._inspector = Inspector()
         self._watch = Watch()
+        self._value: Tensor | None = None
+        self._was_added = False
 
     def __repr__(self) -> str:
         """Show the mutable attributes and the settings; a function by its name."""
@@ -205,6 +209,16 @@ class LipschitzPenalty:
         Detached; 0 before the first call.
         """
         return self._state.estimate
+
+    @property
+    def value(self) -> Tensor | None:
+        """What the last call returned that ran the model, 0-dim, detached; None before."""
+        return self._value
+
+    @property
+    def was_added(self) -> bool:
+        """Whether a backward has ever come through what a call returned."""
+        return self._was_added
 
     @property
     def share(self) -> float | None:
@@ -288,12 +302,18 @@ class LipschitzPenalty:
         factor, interval = self.weight * self.settings.movement, self.settings.interval
         penalty = factor * interval * step(model, x, outputs, model_kwargs)
         self._watch.follow(penalty, factor, interval)
+        self._value = penalty.detach()
+        if penalty.requires_grad and not self._was_added:
+            penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
         if self._state.calls == 1 and outputs is not None:
             check_unused_parameters(model, outputs, penalty)
         self._warn_of_size()
         if moves and not penalty.requires_grad:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
         return penalty
+
+    def _note_backward(self, gradient: Tensor) -> None:
+        self._was_added = True
 
     def _warn_of_size(self) -> None:
         verdict, share = self._watch.verdict(), self._watch.share

@@ -43,7 +43,7 @@ class AsFound(NamedTuple):
 
 
 def unwrap(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """Return what a penalty may call: without DDP and DataParallel, but compiled, and through FSDP's wrapper.
+    """Return what a penalty may call: without DDP, DataParallel and Fabric, but compiled, and through FSDP's wrapper.
 
     Extra forwards through DDP's wrapper would break its gradient reduction (silently so with ``static_graph``);
     FSDP in contrast must be entered through its outermost ``__call__``, which gathers the parameters.
@@ -53,6 +53,18 @@ def unwrap(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         return unwrap(inner)
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         return unwrap(model.module)
+    fabric = inside_fabric(model)
+    return model if fabric is model else unwrap(fabric)
+
+
+def inside_fabric(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what Lightning Fabric's wrapper holds, with DDP or FSDP around it; the model itself without one.
+
+    The wrapper's forward enters autocast and puts hooks on the outputs that refuse a backward outside of
+    ``fabric.backward``, so also the ascent's.
+    """
+    if isinstance(model, nn.Module) and type(model).__name__ == "_FabricModule":  # of two packages, none imported here
+        return model._modules.get("_forward_module") or model
     return model
 
 

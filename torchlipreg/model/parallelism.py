@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from torchlipreg.model.graph import leaves
+from torchlipreg.model.modules import inside_fabric
 
 # Models that were looked at already, and whether FSDP1 wraps a part of them. In each call it would take ViT-tiny .3 ms.
 _HOLDS_FSDP1: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -79,6 +80,7 @@ def check_unused_parameters(model: Any, outputs: Any, penalty: Tensor) -> None:
         RuntimeError: If the penalty uses parameters that the loop's forward does not, a branch for evaluation only,
             and DDP has been told to mark as done what that forward leaves out.
     """
+    model = inside_fabric(model)
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, nn.parallel.DistributedDataParallel):
         return

@@ -121,4 +121,5 @@ class OutputReuse:
         scale = exact.abs().max()
         blank = (exact == exact[:1]).all() if len(x) > 1 else scale == 0
         same = (exact - y.detach()).abs().max() <= TOLERANCE * scale  # false for NaN
-        return ~same, blank
+        rounded = exact.dtype == torch.float64 != y.dtype  # by Fabric, which returns float32 of a float64 model
+        return ~same | rounded, blank
