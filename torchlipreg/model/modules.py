@@ -15,6 +15,7 @@ from torchlipreg.model.search import find_modules
 STOCHASTIC_RATES = ("p", "dropout", "drop_prob")  # nn.Dropout, nn.LSTM and nn.MultiheadAttention, timm's DropPath
 
 
+HOLDS_ONE = frozenset(("module", "_forward_module", "_orig_mod"))  # what wrappers call the model inside
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
@@ -70,9 +71,8 @@ def inside_fabric(model: Callable[..., Any]) -> Callable[..., Any]:
 
 def is_wrapper(m: nn.Module) -> bool:
     """Say whether a module is one that :func:`unwrap` goes inside of."""
-    return isinstance(m, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or (
-        "_orig_mod" in m._modules and unwrap(m) is not m
-    )
+    children = m._modules
+    return bool(children) and not HOLDS_ONE.isdisjoint(children) and unwrap(m) is not m
 
 
 def compiled_module(model: Callable[..., Any]) -> nn.Module | None:
