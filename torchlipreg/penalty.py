@@ -305,11 +305,12 @@ class LipschitzPenalty:
         self._value = penalty.detach()
         if penalty.requires_grad and not self._was_added:
             penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
-        if self._state.calls == 1 and outputs is not None:
+        if self._state.calls == 0 and outputs is not None:
             check_unused_parameters(model, outputs, penalty)
         self._warn_of_size()
         if moves and not penalty.requires_grad:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
+        step.finish()
         return penalty
 
     def _note_backward(self, gradient: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -44,6 +44,8 @@ class Step:
         reuse: Whether the loop's outputs may stand for f(x).
         watch: Sees the penalty's gradient now and then.
         rng: The penalty's own generator.
+        remember: What ``finish`` has to do, once the call has moved pairs.
+        estimate: The largest quotient, once the call has been.
         update: Move the pairs; otherwise evaluate the last call's, or fresh ones that are not kept.
     """
 
@@ -55,9 +57,11 @@ class Step:
     watch: Watch
     rng: torch.Generator
     update: bool
+    remember: Callable[[], None] | None = field(default=None, init=False)
+    estimate: Tensor = field(init=False)
 
     def __call__(self, model: Callable[..., Any], x: Tensor, outputs: Any, kwargs: Mapping[str, Any] | None) -> Tensor:
-        """Return reduceᵢ qᵢ^exponent over all ranks, 0-dim, and note the outcome in the state.
+        """Return reduceᵢ qᵢ^exponent over all ranks, 0-dim; the state changes with ``finish`` only.
 
         Args:
             model: The model being trained.
@@ -90,8 +94,14 @@ class Step:
                 self._look(f, region, carried, batch.valid, quotients)
         value = self._reduce(quotients, batch.valid)
         if self.update:
-            method.remember(self.state, carried, batch, by_row(quotients.detach()))
+            self.remember = partial(method.remember, self.state, carried, batch, by_row(quotients.detach()))
         return value
+
+    def finish(self) -> None:
+        """Note the outcome in the state: last of all, so that a call that fails on its way has not been."""
+        if self.remember is not None:
+            self.remember()
+        self.state.estimate = self.estimate
 
     def _raw(self, x: Tensor) -> Tensor:
         """Return the batch in raw units, at least float32, without a graph."""
@@ -191,7 +201,7 @@ class Step:
         return f.given(take_rows(side, slice(count))).follow_statistics(finite_copy(points[:count]))
 
     def _reduce(self, q: Tensor, valid: Tensor | None) -> Tensor:
-        value, self.state.estimate = reduce(q, valid, self.settings)
+        value, self.estimate = reduce(q, valid, self.settings)
         return value
 
     def _look(

@@ -31,15 +31,20 @@ class Switch:
         with self._lock:
             if not self._holders:
                 self._before = self._read()
-                self._write(self._value)
             self._holders += 1
         try:
+            if self._holders == 1:  # in here, so that one that is thrown by half is put back
+                self._write(self._value)
             yield
         finally:
             with self._lock:
                 self._holders -= 1
                 if not self._holders:
-                    self._write(self._before)
+                    try:
+                        self._write(self._before)
+                    except BaseException:  # a KeyboardInterrupt fell into that
+                        self._write(self._before)
+                        raise
 
 
 # The fused paths of attention and of the transformer encoder are taken without gradients only: with them f(x) under
