@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,18 +17,18 @@ IDS = "input_ids"
 EMBEDS = "inputs_embeds"
 NO_INPUT = ("labels", "label", "label_ids", "num_items_in_batch", "return_loss", "shift_labels")
 
-logger = logging.getLogger(__name__)
-
 
 class Penalised(NamedTuple):
     """The arguments of a penalty's call.
 
     Attributes:
+        name: By which the model takes the tensor.
         f: From the tensor to the model's output, with the model inside for the library to find.
         x: The tensor, shape (N, *).
         model_kwargs: What else the model takes.
     """
 
+    name: str
     f: Callable[..., Any]
     x: Tensor
     model_kwargs: dict[str, Any]
@@ -70,7 +69,7 @@ def penalised(
             f"Expected argument `penalty_input` to name a floating tensor, but {name!r} is {x.dtype}. Name another of "
             f"{sorted(rest)}, or embed it and give the model the embeddings."
         )
-    return Penalised(partial(call_by_name, core, name), x, rest)
+    return Penalised(name, partial(call_by_name, core, name), x, rest)
 
 
 def call_by_name(model: Callable[..., Any], name: str, x: Tensor, /, **kwargs: Any) -> Any:
@@ -136,17 +135,11 @@ def _embed(model: Any, ids: Tensor) -> Tensor:
     training, embed.training = embed.training, False  # NEFTune's noise comes in train mode
     try:
         with torch.no_grad():
-            x = torch.func.functional_call(embed, whole, (ids,)) if whole else embed(ids)
+            x: Tensor = torch.func.functional_call(embed, whole, (ids,)) if whole else embed(ids)
     finally:
         embed.training = training
-    _say_once(type(model).__name__)
     # Where the embeddings learn, the loop's f(x) pulls at x: asking for x's gradient says so, and f(x) is recomputed.
     return x.detach().requires_grad_(any(p.requires_grad for p in embed.parameters()))
-
-
-@cache
-def _say_once(model: str) -> None:
-    logger.info("The penalty moves the input embeddings of %s: radius and norms are those of embeddings.", model)
 
 
 def _check_takes_embeddings(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, 
 from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
 
 NAME = FILE.format(0)
+
+logger = logging.getLogger(__name__)
 
 
 class LipschitzTrainerMixin:
@@ -32,6 +35,10 @@ class LipschitzTrainerMixin:
     tensor of the batch. For ``input_ids`` it is their embeddings, so that radius and norms are those of the model's
     embedding space; the mask and whatever else the batch holds, but labels, are the penalty's ``model_kwargs``.
 
+    Trainer 5.24 itself adds up, where it should average, the task's loss of accumulated batches for models that take
+    ``**kwargs`` and do not divide by ``num_items_in_batch``, such as transformers' sequence classifiers: the penalty
+    then weighs less beside it. Setting ``model.accepts_loss_kwargs = False`` before makes both a mean.
+
     Args:
         *args: The Trainer's.
         penalty: Its state is the Trainer's from now on.
@@ -45,9 +52,7 @@ class LipschitzTrainerMixin:
 
     penalty: LipschitzPenalty
 
-    def __init__(
-        self, *args: Any, penalty: LipschitzPenalty, penalty_input: str | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, penalty: LipschitzPenalty, penalty_input: str | None = None, **kwargs: Any) -> None:
         if not isinstance(penalty, LipschitzPenalty):
             raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
         if not isinstance(penalty_input, (str, type(None))):
@@ -140,12 +145,14 @@ class LipschitzTrainerMixin:
     def _penalty_at(self, model: nn.Module, batch: dict[str, Any], outputs: Any) -> Tensor:
         check_parallelism(model)
         labels, eager = self.label_names, self.penalty.radius == 0  # type: ignore[attr-defined]
-        f, x, model_kwargs = penalised(model, batch, self.penalty_input, labels, eager=eager)
+        name, f, x, model_kwargs = penalised(model, batch, self.penalty_input, labels, eager=eager)
         _check_shape(self.penalty, x)
         term = self.penalty(f, x, without_loss(outputs), model_kwargs=model_kwargs)
         if not self._looked:  # the penalty itself, which sees a callable around the model, cannot
             check_unused_parameters(model, outputs, term)
             self._looked = True
+            of_ids = " of token ids: radius and norms are those of embeddings" if name not in batch else ""
+            logger.info("The penalty moves %s%s.", name, of_ids)
         return term
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -171,7 +178,9 @@ class LipschitzTrainerMixin:
 
 
 class LipschitzTrainer(LipschitzTrainerMixin, Trainer):
-    """A ``transformers.Trainer`` with one more argument, the penalty::
+    """A ``transformers.Trainer`` with one more argument, the penalty.
+
+    ::
 
         trainer = LipschitzTrainer(model=model, args=args, train_dataset=data, penalty=LipschitzPenalty("tv"))
         trainer.train()
