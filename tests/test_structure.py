@@ -15,7 +15,19 @@ PACKAGE = ROOT / "torchlipreg"
 WINGS = ["geometry", "model", "call"]  # each may import those before it
 CORE = sorted(PACKAGE.rglob("*.py"))
 INTEGRATIONS = sorted((ROOT / "integrations").glob("*.py"))
-OPTIONAL = {"accelerate", "matplotlib", "pandas", "PIL", "rich", "scipy", "sklearn", "timm", "torchvision", "tqdm"}
+OPTIONAL = {
+    "accelerate",
+    "matplotlib",
+    "pandas",
+    "PIL",
+    "rich",
+    "scipy",
+    "sklearn",
+    "timm",
+    "torchvision",
+    "tqdm",
+    "transformers",
+}
 LINES = 200  # that are neither blank nor comment
 LAZY = ("measure", "tqdm.auto")  # the only optional package, imported on request
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,47 @@ def test_accelerate_on_one_process_and_a_folder_of_images(cpu_environment, tmp_p
     assert "epoch 1: accuracy" in found.stdout
 
 
-@pytest.mark.parametrize(("name", "lines"), [("ddp_minimal.py", 60), ("accelerate_train.py", 120)])
+SAVED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "lipschitz_penalty_0.bin")
+
+
+def trainer(name, processes, folder, method):
+    where = ("--standalone", "--nproc_per_node", processes, EXAMPLES / name)
+    return (*where, "--output_dir", folder, "--penalty", method, "--max_steps", 40, "--save_strategy", "steps",
+            "--save_steps", 10, "--eval_strategy", "no", "--per_device_train_batch_size", 8)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "processes", "method"), [("trainer_image.py", 1, "tv"), ("trainer_text.py", 2, "max")]
+)
+def test_a_killed_trainer_goes_on_as_the_uninterrupted(torchrun, tmp_path, name, processes, method):
+    whole, parts, without = (tmp_path / folder for folder in ("whole", "parts", "without"))
+
+    def different(folder):
+        there, here = (f / "checkpoint-40" for f in (whole, folder))
+        return [n for n in SAVED if (there / n).read_bytes() != (here / n).read_bytes()]
+
+    text = output(torchrun(*trainer(name, processes, whole, method)))
+    assert re.search(r"'penalty': '[\d.e-]+'", text)
+    assert re.search(r"eval_accuracy += +0\.\d+", text)
+
+    killed = torchrun(*trainer(name, processes, parts, method))
+    wait_for(parts / "checkpoint-10" / "trainer_state.json", killed)
+    end(killed)
+    assert not (parts / "checkpoint-40").exists()
+    shutil.copytree(parts, without)
+    output(torchrun(*trainer(name, processes, parts, method)))
+    assert different(parts) == []
+
+    for saved in without.glob("checkpoint-*/lipschitz_penalty_0.bin"):
+        saved.unlink()
+    assert "its pairs start anew" in output(torchrun(*trainer(name, processes, without, method)))
+    assert set(different(without)) > {"model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [("ddp_minimal.py", 60), ("accelerate_train.py", 120), ("trainer_image.py", 120), ("trainer_text.py", 120)],
+)
 def test_examples_stay_short(name, lines):
     assert len((EXAMPLES / name).read_text().splitlines()) < lines

@@ -12,8 +12,17 @@ import torch.nn.functional as F
 from torch import nn
 
 pytest.importorskip("transformers")
-from transformers import BertConfig, BertForSequenceClassification, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
-from transformers import T5Config, T5ForConditionalGeneration, TrainerCallback, TrainingArguments
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.integrations.transformers import LipschitzTrainer, LipschitzTrainerMixin
@@ -299,7 +308,7 @@ def test_inputs_embeds_and_a_named_input(tmp_path):
 
     noise = torch.full((6,), 0.1, dtype=torch.float64)
     data = [{"spectrum": d["pixel_values"], "noise": noise, "labels": d["labels"]} for d in images()]
-    with pytest.raises(ValueError, match="spectrum and noise.*guessed.*`penalty_input"):
+    with pytest.raises(ValueError, match=r"spectrum and noise.*guessed.*`penalty_input"):
         trainer(tmp_path, Named(), data).train()
     net = Named()
     trainer(tmp_path, net, data, penalty_input="spectrum").train()
@@ -528,7 +537,7 @@ def test_resumed_equals_uninterrupted(tmp_path, method):
 
 def test_rotation_and_the_best_model(tmp_path):
     options = {"save_total_limit": 1, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
-    net, t = saving(tmp_path, eval_dataset=texts(4), **options)
+    _, t = saving(tmp_path, eval_dataset=texts(4), **options)
     t.train()
     kept = sorted(tmp_path.glob("checkpoint-*"))
     assert len(kept) == 1
