@@ -12,8 +12,14 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, HfArgumentParser
-from transformers import TrainingArguments, set_seed  # isort: skip
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    HfArgumentParser,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from torchlipreg import LipschitzPenalty
@@ -68,8 +74,8 @@ def encode(rows, args):
     else:
         tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
         columns = tokenizer(list(texts), padding="max_length", truncation=True, max_length=args.max_length)
-    columns = {**columns, "labels": labels}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    rows = zip(*columns.values(), labels, strict=True)
+    return [dict(zip([*columns, "labels"], row, strict=True)) for row in rows]
 
 
 def create_model(args, classes):
@@ -90,10 +96,8 @@ def main():
     )  # fmt: skip
     args, training_args = parser.parse_args_into_dataclasses()
     set_seed(training_args.seed)
-    if args.data is None:
-        train, val = generate(1600, seed=0), generate(400, seed=1)
-    else:
-        train, val = read(Path(args.data, "train.tsv")), read(Path(args.data, "val.tsv"))
+    train = generate(1600, seed=0) if args.data is None else read(Path(args.data, "train.tsv"))
+    val = generate(400, seed=1) if args.data is None else read(Path(args.data, "val.tsv"))
 
     method, weight = ("tv", 0.0) if args.penalty == "none" else (args.penalty, args.weight)
     penalty = LipschitzPenalty(method, weight, radius=args.radius, input_norm=2)

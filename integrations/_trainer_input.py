@@ -57,8 +57,8 @@ def penalised(
     core = (compiled_module(core) or core) if eager else core
     plain = plain_model(core)
     rest = {key: value for key, value in inputs.items() if key not in NO_INPUT and key not in labels}
-    if _needs_decoder_inputs(plain, rest) and isinstance(inputs.get("labels"), Tensor):
-        rest["decoder_input_ids"] = plain.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+    if _decodes_labels(plain, inputs):
+        rest["labels"] = inputs["labels"]
     name = _find(rest) if name is None else name
     x = _tensor(rest, name)
     del rest[name]
@@ -120,10 +120,10 @@ def _tensor(inputs: dict[str, Any], name: str) -> Tensor:
     return x
 
 
-def _needs_decoder_inputs(model: Any, inputs: dict[str, Any]) -> bool:
+def _decodes_labels(model: Any, inputs: Mapping[str, Any]) -> bool:
+    """Say whether a model makes its decoder's input of the labels, and so needs them to run."""
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    given = "decoder_input_ids" in inputs or "decoder_inputs_embeds" in inputs
-    return encodes and not given and hasattr(model, "prepare_decoder_input_ids_from_labels")
+    return encodes and "labels" in inputs and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
 
 
 def _embed(model: Any, ids: Tensor) -> Tensor:

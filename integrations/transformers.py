@@ -125,9 +125,11 @@ class LipschitzTrainerMixin:
         if not (torch.is_grad_enabled() and (self._in_step or plain_model(model).training)):
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)  # type: ignore[misc]
         self._asked = True
-        batch = dict(inputs)  # label smoothing takes the labels out of the dict that it is handed
         loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)  # type: ignore[misc]
-        term, batches = self._penalty_at(model, batch, outputs), getattr(self, "current_gradient_accumulation_steps", 1)
+        term, batches = (
+            self._penalty_at(model, inputs, outputs),
+            getattr(self, "current_gradient_accumulation_steps", 1),
+        )
         self._terms.add(term.detach(), 1 / batches)
         if term.requires_grad:
             items = args[0] if args else kwargs.get("num_items_in_batch")
@@ -142,16 +144,16 @@ class LipschitzTrainerMixin:
         of_items = self.model_accepts_loss_kwargs and items is not None  # type: ignore[attr-defined]
         return bool(of_items) or self.compute_loss_func is not None  # type: ignore[attr-defined]
 
-    def _penalty_at(self, model: nn.Module, batch: dict[str, Any], outputs: Any) -> Tensor:
+    def _penalty_at(self, model: nn.Module, inputs: dict[str, Any], outputs: Any) -> Tensor:
         check_parallelism(model)
         labels, eager = self.label_names, self.penalty.radius == 0  # type: ignore[attr-defined]
-        name, f, x, model_kwargs = penalised(model, batch, self.penalty_input, labels, eager=eager)
+        name, f, x, model_kwargs = penalised(model, inputs, self.penalty_input, labels, eager=eager)
         _check_shape(self.penalty, x)
         term = self.penalty(f, x, without_loss(outputs), model_kwargs=model_kwargs)
         if not self._looked:  # the penalty itself, which sees a callable around the model, cannot
             check_unused_parameters(model, outputs, term)
             self._looked = True
-            of_ids = " of token ids: radius and norms are those of embeddings" if name not in batch else ""
+            of_ids = " of token ids: radius and norms are those of embeddings" if name not in inputs else ""
             logger.info("The penalty moves %s%s.", name, of_ids)
         return term
 
