@@ -111,9 +111,10 @@ class Look(TrainerCallback):
 KINDS = {"mean": OfMean, "items": OfItems}
 
 
-def train(rank, folder, kind, method, accumulate, across):
+def train(rank, folder, kind, method, accumulate, across, static=False):
     with as_launched(rank, dist.get_world_size()):
         options = {"gradient_accumulation_steps": accumulate, "average_tokens_across_devices": across, "max_steps": 2}
+        options |= {"ddp_static_graph": static, "ddp_find_unused_parameters": not static}
         look = Look()
         t = Checked(
             model=KINDS[kind](),
@@ -137,6 +138,10 @@ def train(rank, folder, kind, method, accumulate, across):
 def test_gradients_are_those_of_the_union(two, tmp_path, kind, method, accumulate, across):
     first, second = two.run(train, tmp_path, kind, method, accumulate, across, timeout=TIMEOUT)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_static_graph(two, tmp_path):
+    two.run(train, tmp_path, "mean", "tv", 1, True, True, timeout=TIMEOUT)
 
 
 def test_three_processes(pools, tmp_path):
