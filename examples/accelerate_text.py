@@ -4,8 +4,8 @@
     accelerate launch --config_file accelerate.yaml examples/accelerate_text.py        # made by `accelerate config`
     ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 examples/accelerate_text.py       # two processes without a GPU
 
-Texts are generated: lists of words, of which those that are said twice decide. ``--resume`` goes on from the last
-checkpoint under ``--output``.
+Texts are generated lists of words, of which the first decides. ``--resume`` goes on from the last checkpoint under
+``--output``.
 """
 
 import argparse
@@ -41,11 +41,10 @@ def parse_arguments():
 
 
 def generate(count, seed):
-    """Return ids, mask and labels: the class of a text is that of the word which is in it twice."""
+    """Return ids, mask and labels."""
     rng = torch.Generator().manual_seed(seed)
     words = torch.stack([torch.randperm(WORDS - 1, generator=rng)[:LENGTH] + 1 for _ in range(count)])
     lengths = torch.randint(LENGTH // 2, LENGTH + 1, (count,), generator=rng)
-    words[:, 1] = words[:, 0]
     mask = torch.arange(LENGTH) < lengths[:, None]
     return TensorDataset(words * mask, mask.long(), words[:, 0] % CLASSES)
 
@@ -75,10 +74,8 @@ def main():
     accelerator.print(f"{accelerator.num_processes} process(es), mixed precision: {accelerator.mixed_precision}")
     model = create_model(args.model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
-    loader, test_loader = (
-        DataLoader(generate(1600, 0), args.batch_size, shuffle=True),
-        DataLoader(generate(400, 1), 100),
-    )
+    loader = DataLoader(generate(1600, seed=0), args.batch_size, shuffle=True)
+    test_loader = DataLoader(generate(400, seed=1), 100)
     model, optimizer, loader, test_loader = accelerator.prepare(model, optimizer, loader, test_loader)
     core = accelerator.unwrap_model(model)
 

@@ -29,7 +29,8 @@ class LipschitzTrainerMixin:
     (the largest quotient, a lower bound), ``penalty_share`` and the weight are logged with the loss.
 
     Checkpoints hold the penalty, with the pairs of all processes, beside the optimizer's state (so not with
-    ``save_only_model``); resuming restores it, in any number of processes.
+    ``save_only_model``); resuming restores it, in any number of processes. The weights are Trainer's business:
+    transformers 5.24 resumes its own ViT without most of them, and only logs "missing keys".
 
     Penalised is ``pixel_values``, ``input_features``, ``input_values`` or ``inputs_embeds``, or else the only floating
     tensor of the batch. For ``input_ids`` it is their embeddings, so that radius and norms are those of the model's

@@ -168,9 +168,39 @@ def test_a_killed_trainer_goes_on_as_the_uninterrupted(torchrun, tmp_path, name,
     assert set(different(without)) > {"model.safetensors"}
 
 
+CONFIG = """
+compute_environment: LOCAL_MACHINE
+distributed_type: 'NO'
+mixed_precision: bf16
+num_machines: 1
+num_processes: 1
+use_cpu: true
+"""
+
+
+def test_accelerate_launch_with_a_config_file(cpu_environment, tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    options = ["--epochs", 1, "--accumulate", 2, "--batch-size", 64, "--penalty", "max", "--output", tmp_path / "out"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", tmp_path / "config.yaml"]
+    command = [*map(str, [*command, EXAMPLES / "accelerate_text.py", *options])]
+    found = subprocess.run(
+        command, env=cpu_environment, capture_output=True, text=True, timeout=2 * TIMEOUT, check=False
+    )
+    assert found.returncode == 0, found.stderr[-4000:]
+    assert "1 process(es), mixed precision: bf16" in found.stdout
+    assert "epoch 1: accuracy" in found.stdout
+    assert (tmp_path / "out" / "epoch-1" / "lipschitz_penalty_0.bin").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "lines"),
-    [("ddp_minimal.py", 60), ("accelerate_train.py", 120), ("trainer_image.py", 120), ("trainer_text.py", 120)],
+    [
+        ("ddp_minimal.py", 60),
+        ("accelerate_train.py", 120),
+        ("accelerate_text.py", 120),
+        ("trainer_image.py", 120),
+        ("trainer_text.py", 120),
+    ],
 )
 def test_examples_stay_short(name, lines):
     assert len((EXAMPLES / name).read_text().splitlines()) < lines
