@@ -97,15 +97,40 @@ def log_values(penalty: LipschitzPenalty, value: Tensor | None = None) -> dict[s
     return values
 
 
+def save_penalty(penalty: LipschitzPenalty, path: Path, *, writes: bool) -> None:
+    """Save a penalty with the pairs of all processes. Collective: every process must call it.
+
+    Args:
+        penalty: This process's.
+        path: Of the file, in a folder that exists where it is written.
+        writes: Whether this process writes it.
+    """
+    penalty.synchronize()
+    if writes:
+        torch.save(penalty.state_dict(), path)
+
+
+def load_penalty(penalty: LipschitzPenalty, path: Path) -> None:
+    """Load this process's part of what :func:`save_penalty` saved; without a file warn, and the pairs start anew.
+
+    Args:
+        penalty: This process's.
+        path: Of the file.
+    """
+    if path.exists():
+        penalty.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    else:
+        warnings.warn(f"There is no penalty in {path.parent}: its pairs start anew.", stacklevel=4)
+
+
 class _Save:
     def __init__(self, accelerator: Accelerator, penalty: LipschitzPenalty, name: str) -> None:
         self.accelerator, self.penalty, self.name = accelerator, penalty, name
 
     def __call__(self, models: list[Any], weights: list[Any], directory: str | os.PathLike[str]) -> None:
-        self.penalty.synchronize()
         each_node = self.accelerator.project_configuration.save_on_each_node
-        if self.accelerator.is_local_main_process if each_node else self.accelerator.is_main_process:
-            torch.save(self.penalty.state_dict(), Path(directory, self.name))
+        writes = self.accelerator.is_local_main_process if each_node else self.accelerator.is_main_process
+        save_penalty(self.penalty, Path(directory, self.name), writes=writes)
 
 
 class _Load:
@@ -113,11 +138,7 @@ class _Load:
         self.penalty, self.name = penalty, name
 
     def __call__(self, models: list[Any], directory: str | os.PathLike[str]) -> None:
-        path = Path(directory, self.name)
-        if not path.exists():
-            warnings.warn(f"There is no penalty in {directory}: its pairs start anew.", stacklevel=3)
-            return
-        self.penalty.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        load_penalty(self.penalty, Path(directory, self.name))
 
 
 def _zero_stage(accelerator: Accelerator) -> int:

@@ -54,7 +54,7 @@ lent = {{m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] == "t
 assert all(path.startswith({target!r}) for path in lent), lent
 print("trained", torchlipreg.__version__)
 """
-OPTIONAL = {"accelerate", "lightning", "matplotlib", "rich", "sklearn", "timm", "torchvision", "tqdm"}
+OPTIONAL = {"accelerate", "lightning", "matplotlib", "rich", "sklearn", "timm", "torchvision", "tqdm", "transformers"}
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

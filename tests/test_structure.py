@@ -16,7 +16,7 @@ WINGS = ["geometry", "model", "call"]  # each may import those before it
 CORE = sorted(PACKAGE.rglob("*.py"))
 INTEGRATIONS = sorted((ROOT / "integrations").glob("*.py"))
 OPTIONAL = {"accelerate", "lightning", "lightning_fabric", "matplotlib", "pandas", "PIL", "pytorch_lightning", "rich"}
-OPTIONAL |= {"scipy", "sklearn", "timm", "torchvision", "tqdm"}
+OPTIONAL |= {"scipy", "sklearn", "timm", "torchvision", "tqdm", "transformers"}
 LINES = 200  # that are neither blank nor comment
 LAZY = ("measure", "tqdm.auto")  # the only optional package, imported on request
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,77 @@ def test_accelerate_on_one_process_and_a_folder_of_images(cpu_environment, tmp_p
     assert "epoch 1: accuracy" in found.stdout
 
 
-@pytest.mark.parametrize(("name", "lines"), [("ddp_minimal.py", 60), ("accelerate_train.py", 120)])
+SAVED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "lipschitz_penalty_0.bin")
+
+
+def trainer(name, processes, folder, method):
+    where = ("--standalone", "--nproc_per_node", processes, EXAMPLES / name)
+    return (*where, "--output_dir", folder, "--penalty", method, "--max_steps", 40, "--save_strategy", "steps",
+            "--save_steps", 10, "--eval_strategy", "no", "--per_device_train_batch_size", 8)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "processes", "method"), [("trainer_image.py", 1, "tv"), ("trainer_text.py", 2, "max")]
+)
+def test_a_killed_trainer_goes_on_as_the_uninterrupted(torchrun, tmp_path, name, processes, method):
+    whole, parts, without = (tmp_path / folder for folder in ("whole", "parts", "without"))
+
+    def different(folder):
+        there, here = (f / "checkpoint-40" for f in (whole, folder))
+        return [n for n in SAVED if (there / n).read_bytes() != (here / n).read_bytes()]
+
+    text = output(torchrun(*trainer(name, processes, whole, method)))
+    assert re.search(r"'penalty': '[\d.e-]+'", text)
+    assert re.search(r"eval_accuracy += +0\.\d+", text)
+
+    killed = torchrun(*trainer(name, processes, parts, method))
+    wait_for(parts / "checkpoint-10" / "trainer_state.json", killed)
+    end(killed)
+    assert not (parts / "checkpoint-40").exists()
+    shutil.copytree(parts, without)
+    output(torchrun(*trainer(name, processes, parts, method)))
+    assert different(parts) == []
+
+    for saved in without.glob("checkpoint-*/lipschitz_penalty_0.bin"):
+        saved.unlink()
+    assert "its pairs start anew" in output(torchrun(*trainer(name, processes, without, method)))
+    assert set(different(without)) > {"model.safetensors"}
+
+
+CONFIG = """
+compute_environment: LOCAL_MACHINE
+distributed_type: 'NO'
+mixed_precision: bf16
+num_machines: 1
+num_processes: 1
+use_cpu: true
+"""
+
+
+def test_accelerate_launch_with_a_config_file(cpu_environment, tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    options = ["--epochs", 1, "--accumulate", 2, "--batch-size", 64, "--penalty", "max", "--output", tmp_path / "out"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", tmp_path / "config.yaml"]
+    command = [*map(str, [*command, EXAMPLES / "accelerate_text.py", *options])]
+    found = subprocess.run(
+        command, env=cpu_environment, capture_output=True, text=True, timeout=2 * TIMEOUT, check=False
+    )
+    assert found.returncode == 0, found.stderr[-4000:]
+    assert "1 process(es), mixed precision: bf16" in found.stdout
+    assert "epoch 1: accuracy" in found.stdout
+    assert (tmp_path / "out" / "epoch-1" / "lipschitz_penalty_0.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("ddp_minimal.py", 60),
+        ("accelerate_train.py", 120),
+        ("accelerate_text.py", 120),
+        ("trainer_image.py", 120),
+        ("trainer_text.py", 120),
+    ],
+)
 def test_examples_stay_short(name, lines):
     assert len((EXAMPLES / name).read_text().splitlines()) < lines

@@ -1,0 +1,153 @@
+"""What a Trainer's penalty penalises: one tensor of the batch, and how the model takes it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from torchlipreg.model.modules import compiled_module, unwrap
+
+FLOATING = ("pixel_values", "input_features", "input_values", "inputs_embeds")
+IDS = "input_ids"
+EMBEDS = "inputs_embeds"
+NO_INPUT = ("labels", "label", "label_ids", "num_items_in_batch", "return_loss", "shift_labels")
+
+
+class Penalised(NamedTuple):
+    """The arguments of a penalty's call.
+
+    Attributes:
+        name: By which the model takes the tensor.
+        f: From the tensor to the model's output, with the model inside for the library to find.
+        x: The tensor, shape (N, *).
+        model_kwargs: What else the model takes.
+    """
+
+    name: str
+    f: Callable[..., Any]
+    x: Tensor
+    model_kwargs: dict[str, Any]
+
+
+def penalised(
+    model: nn.Module, inputs: Mapping[str, Any], name: str | None, labels: list[str], *, eager: bool
+) -> Penalised:
+    """Return what to hand to a penalty for a Trainer's batch.
+
+    Args:
+        model: As the Trainer calls it, wrappers included.
+        inputs: The batch.
+        name: Of the tensor to penalise, None to find it.
+        labels: Names of the Trainer's labels.
+        eager: Step around ``torch.compile``.
+
+    Returns:
+        The arguments: token ids are replaced by their embeddings.
+
+    Raises:
+        TypeError: If the tensor cannot be moved.
+        ValueError: If there is none, or more than one, or the model takes no embeddings.
+    """
+    core = unwrap(model)
+    core = (compiled_module(core) or core) if eager else core
+    plain = plain_model(core)
+    rest = {key: value for key, value in inputs.items() if key not in NO_INPUT and key not in labels}
+    if _decodes_labels(plain, inputs):
+        rest["labels"] = inputs["labels"]
+    name = _find(rest) if name is None else name
+    x = _tensor(rest, name)
+    del rest[name]
+    if name == IDS:
+        name, x = EMBEDS, _embed(plain, x)
+    elif not x.is_floating_point():
+        raise TypeError(
+            f"Expected argument `penalty_input` to name a floating tensor, but {name!r} is {x.dtype}. Name another of "
+            f"{sorted(rest)}, or embed it and give the model the embeddings."
+        )
+    return Penalised(name, partial(call_by_name, core, name), x, rest)
+
+
+def call_by_name(model: Callable[..., Any], name: str, x: Tensor, /, **kwargs: Any) -> Any:
+    """Call a model with its input by name."""
+    return model(**{name: x}, **kwargs)
+
+
+def plain_model(model: Any) -> Any:
+    """Return the model without the wrappers of data parallelism, the compiler and PEFT."""
+    model = unwrap(model)
+    model = compiled_module(model) or model
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def without_loss(outputs: Any) -> Any:
+    """Return what the model would have returned without labels, for the penalty to look at."""
+    if isinstance(outputs, Mapping):
+        kept = {key: value for key, value in outputs.items() if key != "loss"}
+        return kept if type(outputs) is dict else type(outputs)(**kept)
+    holds_loss = isinstance(outputs, tuple) and outputs and isinstance(outputs[0], Tensor) and outputs[0].dim() == 0
+    return outputs[1:] if holds_loss else outputs
+
+
+def _find(inputs: dict[str, Any]) -> str:
+    named = [name for name in (*FLOATING, IDS) if isinstance(inputs.get(name), Tensor)]
+    found = named or [name for name, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
+    if len(found) == 1:
+        return found[0]
+    problem = f"{' and '.join(found)}, and it cannot be guessed which" if found else f"only {_described(inputs)}"
+    raise ValueError(
+        f"Expected the batches of `train_dataset` to hold one tensor to penalise ({', '.join((*FLOATING, IDS))}, or a "
+        f"floating one), but got {problem}. Name it: `penalty_input=...`."
+    )
+
+
+def _described(inputs: dict[str, Any]) -> str:
+    tensors = {name: v.dtype if isinstance(v, Tensor) else type(v).__name__ for name, v in inputs.items()}
+    return ", ".join(f"{name} ({kind})" for name, kind in tensors.items()) or "labels"
+
+
+def _tensor(inputs: dict[str, Any], name: str) -> Tensor:
+    x = inputs.get(name)
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"Expected argument `penalty_input` to name a tensor in the batches of `train_dataset`, but got {name!r}, "
+            f"and the batch holds {_described(inputs)}."
+        )
+    return x
+
+
+def _decodes_labels(model: Any, inputs: Mapping[str, Any]) -> bool:
+    """Say whether a model makes its decoder's input of the labels, and so needs them to run."""
+    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return encodes and "labels" in inputs and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
+
+
+def _embed(model: Any, ids: Tensor) -> Tensor:
+    """Return the input embeddings of token ids as data, drawing no random number and running no hook's noise."""
+    _check_takes_embeddings(model)
+    embed = model.get_input_embeddings()
+    # Whole tensors under FSDP2, whose shards the module's own forward could not use outside of the model's.
+    whole = {name: p.full_tensor() for name, p in embed.named_parameters() if hasattr(p, "full_tensor")}
+    training, embed.training = embed.training, False  # NEFTune's noise comes in train mode
+    try:
+        with torch.no_grad():
+            x: Tensor = torch.func.functional_call(embed, whole, (ids,)) if whole else embed(ids)
+    finally:
+        embed.training = training
+    # Where the embeddings learn, the loop's f(x) pulls at x: asking for x's gradient says so, and f(x) is recomputed.
+    return x.detach().requires_grad_(any(p.requires_grad for p in embed.parameters()))
+
+
+def _check_takes_embeddings(model: Any) -> None:
+    has_table = hasattr(model, "get_input_embeddings")
+    if has_table and EMBEDS in inspect.signature(type(model).forward).parameters:
+        return
+    lacks = f"a parameter `{EMBEDS}` of its forward" if has_table else "a method `get_input_embeddings`"
+    raise ValueError(
+        f"Expected argument `model` to take embeddings, because token ids cannot be moved, but {type(model).__name__} "
+        f"lacks {lacks}. Add it as the models of transformers have it, or name another input by `penalty_input`."
+    )

@@ -1,0 +1,219 @@
+"""Hugging Face transformers: a Trainer with one more argument, the penalty."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from torchlipreg import LipschitzPenalty
+from torchlipreg.integrations._trainer_input import penalised, plain_model, without_loss
+from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, save_penalty
+from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
+
+NAME = FILE.format(0)
+
+logger = logging.getLogger(__name__)
+
+
+class LipschitzTrainerMixin:
+    """Makes a subclass of ``transformers.Trainer`` penalise its model: ``class My(LipschitzTrainerMixin, My0)``.
+
+    In training, ``compute_loss`` adds the penalty to the loss, averaged over the batches of an optimizer step however
+    Trainer scales the loss (by the number of batches, or of items in them). Evaluation and prediction add nothing and
+    move nothing. At Trainer's own logging steps ``penalty`` (its mean since the last, part of ``loss``), ``lipschitz``
+    (the largest quotient, a lower bound), ``penalty_share`` and the weight are logged with the loss.
+
+    Checkpoints hold the penalty, with the pairs of all processes, beside the optimizer's state (so not with
+    ``save_only_model``); resuming restores it, in any number of processes. The weights are Trainer's business:
+    transformers 5.24 resumes its own ViT without most of them, and only logs "missing keys".
+
+    Penalised is ``pixel_values``, ``input_features``, ``input_values`` or ``inputs_embeds``, or else the only floating
+    tensor of the batch. For ``input_ids`` it is their embeddings, so that radius and norms are those of the model's
+    embedding space; the mask and whatever else the batch holds, but labels, are the penalty's ``model_kwargs``.
+
+    Trainer 5.24 itself adds up, where it should average, the task's loss of accumulated batches for models that take
+    ``**kwargs`` and do not divide by ``num_items_in_batch``, such as transformers' sequence classifiers: the penalty
+    then weighs less beside it. Setting ``model.accepts_loss_kwargs = False`` before makes both a mean.
+
+    Args:
+        *args: The Trainer's.
+        penalty: Its state is the Trainer's from now on.
+        penalty_input: Name of the tensor to penalise in a batch, where it cannot be guessed.
+        **kwargs: The Trainer's.
+
+    Raises:
+        TypeError: If an argument is of another type.
+        ValueError: If the Trainer trains with DeepSpeed, or, in the first step, no tensor can be penalised.
+    """
+
+    penalty: LipschitzPenalty
+
+    def __init__(self, *args: Any, penalty: LipschitzPenalty, penalty_input: str | None = None, **kwargs: Any) -> None:
+        if not isinstance(penalty, LipschitzPenalty):
+            raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
+        if not isinstance(penalty_input, (str, type(None))):
+            raise TypeError(f"Expected argument `penalty_input` to be a name, but got {type(penalty_input).__name__}.")
+        super().__init__(*args, **kwargs)
+        if self.is_deepspeed_enabled:  # type: ignore[attr-defined]
+            raise ValueError(
+                "Expected argument `args` to train without DeepSpeed, whose engine fails with several forwards in one "
+                "backward (ZeRO-3, microsoft/DeepSpeed issue 5321) or reduces gradients in ways that were not tried. "
+                "Use FSDP2: `fsdp_config={'fsdp_version': 2}`."
+            )
+        self.penalty, self.penalty_input = penalty, penalty_input
+        self._terms = _Mean()
+        self._in_step = self._asked = self._looked = False
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as the Trainer does.
+
+        Args:
+            *args: The Trainer's.
+            **kwargs: The Trainer's.
+
+        Returns:
+            What the Trainer returns.
+        """
+        self._terms = _Mean()
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take a training step, as the Trainer does, and see that the penalty was in its loss.
+
+        Args:
+            *args: The Trainer's.
+            **kwargs: The Trainer's.
+
+        Returns:
+            The loss as the Trainer scales it, penalty included.
+
+        Raises:
+            RuntimeError: If the loss was computed without ``compute_loss`` of this class.
+        """
+        self._in_step, self._asked = True, False
+        try:
+            loss: Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._in_step = False
+        if not self._asked:
+            raise RuntimeError(
+                f"The loss holds no penalty: `compute_loss` of {type(self).__name__} has to call super().compute_loss, "
+                "which adds it. Do so, or pass the loss as `compute_loss_func`, or put LipschitzTrainerMixin first "
+                "among the base classes."
+            )
+        return loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Compute the loss, as the Trainer does, with the penalty in training.
+
+        Args:
+            model: As the Trainer calls it.
+            inputs: The batch.
+            return_outputs: Whether to return the model's outputs as well.
+            *args: ``num_items_in_batch``.
+            **kwargs: The same by name.
+
+        Returns:
+            The loss, or the loss and the outputs, which are the model's for the task.
+        """
+        if not (torch.is_grad_enabled() and (self._in_step or plain_model(model).training)):
+            return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)  # type: ignore[misc]
+        self._asked = True
+        loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)  # type: ignore[misc]
+        term, batches = (
+            self._penalty_at(model, inputs, outputs),
+            getattr(self, "current_gradient_accumulation_steps", 1),
+        )
+        self._terms.add(term.detach(), 1 / batches)
+        if term.requires_grad:
+            items = args[0] if args else kwargs.get("num_items_in_batch")
+            loss = loss + (term / batches if self._is_scaled(items) else term)
+        return (loss, outputs) if return_outputs else loss
+
+    def _is_scaled(self, items: Any) -> bool:
+        """Say whether a loss is that of all batches of a step already, as ``Trainer.training_step`` decides it."""
+        said = getattr(self, "loss_is_scaled_for_ga", None)
+        if said is not None:
+            return bool(said)
+        of_items = self.model_accepts_loss_kwargs and items is not None  # type: ignore[attr-defined]
+        return bool(of_items) or self.compute_loss_func is not None  # type: ignore[attr-defined]
+
+    def _penalty_at(self, model: nn.Module, inputs: dict[str, Any], outputs: Any) -> Tensor:
+        check_parallelism(model)
+        labels, eager = self.label_names, self.penalty.radius == 0  # type: ignore[attr-defined]
+        name, f, x, model_kwargs = penalised(model, inputs, self.penalty_input, labels, eager=eager)
+        _check_shape(self.penalty, x)
+        term = self.penalty(f, x, without_loss(outputs), model_kwargs=model_kwargs)
+        if not self._looked:  # the penalty itself, which sees a callable around the model, cannot
+            check_unused_parameters(model, outputs, term)
+            self._looked = True
+            of_ids = " of token ids: radius and norms are those of embeddings" if name not in inputs else ""
+            logger.info("The penalty moves %s%s.", name, of_ids)
+        return term
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log values, as the Trainer does; the penalty's with the training loss.
+
+        Args:
+            logs: The values.
+            *args: The Trainer's.
+            **kwargs: The Trainer's.
+        """
+        if "loss" in logs and self._terms.count:
+            logs = {**logs, **log_values(self.penalty, self._terms.take())}
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+        save_penalty(self.penalty, Path(output_dir, NAME), writes=self.args.should_save)  # type: ignore[attr-defined]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None:
+            load_penalty(self.penalty, Path(checkpoint, NAME))
+
+
+class LipschitzTrainer(LipschitzTrainerMixin, Trainer):
+    """A ``transformers.Trainer`` with one more argument, the penalty.
+
+    ::
+
+        trainer = LipschitzTrainer(model=model, args=args, train_dataset=data, penalty=LipschitzPenalty("tv"))
+        trainer.train()
+
+    See :class:`LipschitzTrainerMixin` for what it does and its arguments.
+    """
+
+
+class _Mean:
+    """The mean penalty of the optimizer steps since the last logging."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.count = 0.0
+
+    def add(self, term: Tensor, share: float) -> None:
+        """Add the penalty of a batch, which is that share of an optimizer step."""
+        self.total, self.count = self.total + share * term, self.count + share
+
+    def take(self) -> Tensor:
+        """Return the mean and start anew."""
+        mean = torch.as_tensor(self.total / self.count)
+        self.__init__()  # type: ignore[misc]
+        return mean
+
+
+def _check_shape(penalty: LipschitzPenalty, x: Tensor) -> None:
+    pairs = penalty.pairs
+    if penalty.settings.persistent and pairs is not None and pairs.x.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"Expected batches of one shape, because the penalty keeps its pairs, but got {tuple(x.shape[1:])} after "
+            f'{tuple(pairs.x.shape[1:])}. Pad texts to one length, `padding="max_length"`, or use the method "tv".'
+        )

@@ -1,0 +1,690 @@
+"""LipschitzTrainer beside hand-written loops, in float64."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+pytest.importorskip("transformers")
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
+
+from torchlipreg import LipschitzPenalty
+from torchlipreg.integrations.transformers import LipschitzTrainer, LipschitzTrainerMixin
+
+SAMPLES = 10  # in batches of 4: the last one is short, and so is the last accumulation
+
+
+class Net(nn.Module):
+    """A classifier whose loss is the mean of its batch: Trainer divides it by the accumulated batches."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.hidden, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.double()
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.head(torch.tanh(self.hidden(pixel_values)))
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class OfItems(Net):
+    """One whose loss is divided by the items of all accumulated batches."""
+
+    def forward(self, pixel_values, labels=None, **kwargs):
+        logits = self.head(torch.tanh(self.hidden(pixel_values)))
+        if labels is None:
+            return (logits,)
+        items = kwargs.get("num_items_in_batch", len(labels))
+        return F.cross_entropy(logits, labels, reduction="sum") / items, logits
+
+
+class OfTokens(nn.Module):
+    """A text classifier that takes token ids or their embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.table, self.head = nn.Embedding(20, 5), nn.Linear(5, 3)
+        self.double()
+
+    def get_input_embeddings(self):
+        return self.table
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None):
+        z = self.table(input_ids) if inputs_embeds is None else inputs_embeds
+        mask = attention_mask.to(z)[..., None]
+        logits = self.head(torch.tanh(z * mask).sum(1) / mask.sum(1))
+        return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def images(count=SAMPLES):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {"pixel_values": torch.rand(6, generator=generator, dtype=torch.float64), "labels": i % 3} for i in range(count)
+    ]
+
+
+def texts(count=SAMPLES, length=7):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [3 + i % 4 for i in range(count)]
+    return [
+        {
+            "input_ids": torch.randint(20, (length,), generator=generator),
+            "attention_mask": (torch.arange(length) < size).long(),
+            "labels": i % 3,
+        }
+        for i, size in enumerate(sizes)
+    ]
+
+
+def arguments(folder, kind=TrainingArguments, **options):
+    defaults = {
+        "per_device_train_batch_size": 4,
+        "max_steps": 3,
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "train_sampling_strategy": "sequential",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return kind(str(folder), **{**defaults, **options})
+
+
+class Quiet(TrainerCallback):
+    """A callback that counts what is logged."""
+
+    def __init__(self):
+        self.lines = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.lines.append(dict(logs))
+
+
+def build(method="tv", weight=2.0, **options):
+    defaults = {"radius": 0.2} if method in ("tv", "ptv") else {"num_pairs": 5}
+    return LipschitzPenalty(method, weight, **{**defaults, **options})
+
+
+def trainer(folder, model, data, penalty=None, kind=LipschitzTrainer, callbacks=None, **options):
+    names = ("compute_loss_func", "eval_dataset", "penalty_input")
+    own = {name: options.pop(name) for name in names if name in options}
+    kind_of_args = Seq2SeqTrainingArguments if issubclass(kind, Seq2SeqTrainer) else TrainingArguments
+    penalty = build() if penalty is None else penalty
+    return kind(
+        model=model,
+        args=arguments(folder, kind_of_args, **options),
+        train_dataset=data,
+        penalty=penalty,
+        callbacks=callbacks,
+        **own,
+    )
+
+
+def batches(data, size=4):
+    while True:
+        for i in range(0, len(data), size):
+            part = data[i : i + size]
+            yield {key: torch.stack([torch.as_tensor(d[key]) for d in part]) for key in part[0]}
+
+
+def updates(data, accumulate, steps):
+    """The batches of each optimizer step, where an epoch's last step takes what is left."""
+    per_epoch, stream = -(-len(data) // 4), batches(data)
+    while True:
+        for i in range(0, per_epoch, accumulate):
+            yield [next(stream) for _ in range(min(accumulate, per_epoch - i))]
+            if not (steps := steps - 1):
+                return
+
+
+def by_hand(net, data, penalty, accumulate, loss_of, steps=3, call=None):
+    """The same training as a plain loop: means over the accumulated batches."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for accumulated in updates(data, accumulate, steps):
+        items = sum(len(b["labels"]) for b in accumulated)
+        for b in accumulated:
+            task = loss_of(net, b, items, len(accumulated))
+            (task + call(penalty, net, b) / len(accumulated)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return net
+
+
+def of_pixels(penalty, net, b):
+    return penalty(lambda x: net(pixel_values=x), b["pixel_values"])
+
+
+def of_embeddings(penalty, net, b):
+    z = net.get_input_embeddings()(b["input_ids"]).detach()
+    return penalty(lambda z, attention_mask: net(inputs_embeds=z, attention_mask=attention_mask), z,
+                   model_kwargs={"attention_mask": b["attention_mask"]})  # fmt: skip
+
+
+def logits_of(net, b):
+    out = net(**{k: v for k, v in b.items() if k != "labels"})
+    return out["logits"] if isinstance(out, dict) else out[0]
+
+
+def mean_loss(net, b, items, count):
+    return F.cross_entropy(logits_of(net, b), b["labels"]) / count
+
+
+def items_loss(net, b, items, count):
+    return F.cross_entropy(logits_of(net, b), b["labels"], reduction="sum") / items
+
+
+def own_loss(outputs, labels, num_items_in_batch=None):
+    logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+    return F.multi_margin_loss(logits, labels, reduction="sum") / num_items_in_batch
+
+
+def margin(net, b, items, count):
+    return F.multi_margin_loss(logits_of(net, b), b["labels"], reduction="sum") / items
+
+
+def smoothed_mean(net, b, items, count):
+    return F.cross_entropy(logits_of(net, b), b["labels"], label_smoothing=0.1) / count
+
+
+def smoothed_items(net, b, items, count):
+    return F.cross_entropy(logits_of(net, b), b["labels"], label_smoothing=0.1, reduction="sum") / items
+
+
+CASES = {
+    "mean": (Net, mean_loss, {}),
+    "items": (OfItems, items_loss, {}),
+    "own": (Net, margin, {"compute_loss_func": own_loss}),
+    "own of items": (OfItems, margin, {"compute_loss_func": own_loss}),
+    "smoothed": (Net, smoothed_mean, {"label_smoothing_factor": 0.1}),
+    "smoothed of items": (OfItems, smoothed_items, {"label_smoothing_factor": 0.1}),
+}
+
+
+def assert_same(net, expected, tolerance=1e-12):
+    for (name, p), e in zip(net.named_parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(p, e, rtol=tolerance, atol=tolerance), name
+
+
+@pytest.mark.parametrize("method", ["tv", "max"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_training_equals_a_plain_loop(tmp_path, case, accumulate, method):
+    kind, loss_of, options = CASES[case]
+    net = kind()
+    if "label_smoothing_factor" in options:
+        net.config = type("Config", (), {"problem_type": None, "use_cache": None, "to_dict": dict})()
+    expected = by_hand(kind(), images(), build(method), accumulate, loss_of, call=of_pixels)
+    without = by_hand(kind(), images(), build(method, 0.0), accumulate, loss_of, call=of_pixels)
+    trainer(tmp_path, net, images(), build(method), gradient_accumulation_steps=accumulate, **options).train()
+    # Trainer's label smoother adds up in float32.
+    assert_same(net, expected, 1e-6 if "label_smoothing_factor" in options else 1e-12)
+    with pytest.raises(AssertionError):
+        assert_same(net, without, 1e-3)
+
+
+class Line(nn.Module):
+    """f(x) = w x, of which every quotient is |w|: the penalty's gradient is 2 λ s² w, however it is accumulated."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([3.0], dtype=torch.float64))
+
+
+class LineOfMean(Line):
+    def forward(self, pixel_values, labels=None):
+        y = self.w * pixel_values
+        return {"loss": 0 * y.mean(), "logits": y}
+
+
+class LineOfItems(Line):
+    def forward(self, pixel_values, labels=None, **kwargs):
+        return LineOfMean.forward(self, pixel_values)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+@pytest.mark.parametrize("kind", [LineOfMean, LineOfItems])
+def test_the_penalty_does_not_depend_on_accumulation(tmp_path, kind, accumulate):
+    data = [{"pixel_values": d["pixel_values"][:1], "labels": 0} for d in images(16)]
+    size = 16 // accumulate
+    options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulate, "max_steps": 1}
+    net = kind()
+    trainer(tmp_path, net, data, build(weight=0.5, radius=0.2, scale=2.0), learning_rate=0.01, **options).train()
+    assert abs(net.w.item() - (3 - 0.01 * 2 * 0.5 * 4 * 3)) < 1e-9
+
+
+def test_a_loss_that_is_said_to_be_a_mean(tmp_path):
+    class Mean(OfItems):
+        def forward(self, pixel_values, labels=None, **kwargs):
+            return super().forward(pixel_values, labels)
+
+    class Saying(LipschitzTrainer):
+        loss_is_scaled_for_ga = False
+
+    net = Mean()
+    expected = by_hand(Mean(), images(), build(), 2, mean_loss, call=of_pixels)
+    trainer(tmp_path, net, images(), kind=Saying, gradient_accumulation_steps=2).train()
+    assert_same(net, expected)
+
+
+@pytest.mark.parametrize("method", ["tv", "sum"])
+def test_token_ids_are_penalised_in_embedding_space(tmp_path, method, caplog):
+    caplog.set_level("INFO", logger="torchlipreg")
+    net = OfTokens()
+    expected = by_hand(OfTokens(), texts(), build(method), 2, mean_loss, call=of_embeddings)
+    trainer(tmp_path, net, texts(), build(method), gradient_accumulation_steps=2).train()
+    assert_same(net, expected)
+    said = [r.getMessage() for r in caplog.records if r.name.startswith("torchlipreg")]
+    assert said == ["The penalty moves inputs_embeds of token ids: radius and norms are those of embeddings."]
+
+
+def test_inputs_embeds_and_a_named_input(tmp_path):
+    class Named(Net):
+        def forward(self, spectrum, noise, labels=None):
+            return super().forward(spectrum + noise, labels)
+
+    noise = torch.full((6,), 0.1, dtype=torch.float64)
+    data = [{"spectrum": d["pixel_values"], "noise": noise, "labels": d["labels"]} for d in images()]
+    with pytest.raises(ValueError, match=r"spectrum and noise.*guessed.*`penalty_input"):
+        trainer(tmp_path, Named(), data).train()
+    net = Named()
+    trainer(tmp_path, net, data, penalty_input="spectrum").train()
+    expected = by_hand(
+        Named(), data, build(), 1, mean_loss,
+        call=lambda p, net, b: p(lambda x, noise: net(x, noise), b["spectrum"], model_kwargs={"noise": b["noise"]}),
+    )  # fmt: skip
+    assert_same(net, expected)
+
+
+def test_evaluation_adds_nothing_and_moves_nothing(tmp_path):
+    net, penalty = Net(), build("max")
+    t = trainer(tmp_path, net, images(), penalty, eval_dataset=images(6), per_device_eval_batch_size=6)
+    t.train()
+    before, calls = penalty.pairs.x_prime.clone(), penalty.state_dict()["calls"]
+    found = t.evaluate(), t.predict(images(6)).metrics
+    t.args.prediction_loss_only = True
+    found = *found, t.evaluate()
+    b = next(batches(images(6), 6))
+    loss = F.cross_entropy(logits_of(net, b), b["labels"]).item()
+    assert [m.get("eval_loss", m.get("test_loss")) for m in found] == pytest.approx([loss] * 3)
+    assert torch.equal(penalty.pairs.x_prime, before)
+    assert penalty.state_dict()["calls"] == calls
+    net.eval()
+    assert t.compute_loss(net, dict(b)).item() == pytest.approx(loss)
+
+
+def test_compute_loss_returns_the_outputs_of_the_task(tmp_path):
+    net = Net()
+    t = trainer(tmp_path, net, images())
+    b = next(batches(images()))
+    loss, outputs = t.compute_loss(net.train(), dict(b), return_outputs=True)
+    expected = mean_loss(net, b, 4, 1) + of_pixels(build(), net, b)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+    assert torch.equal(outputs["logits"], logits_of(net, b))
+    assert t.penalty.reuses_outputs
+
+
+@pytest.mark.parametrize("kind", [Net, OfItems])
+def test_logs(tmp_path, kind):
+    seen, penalty = Quiet(), build()
+    t = trainer(tmp_path, kind(), images(32), penalty, callbacks=[seen], max_steps=6, logging_steps=3,
+                gradient_accumulation_steps=2, eval_dataset=images(6), eval_strategy="steps", eval_steps=2)  # fmt: skip
+    terms = []
+    plain = type(penalty).__call__
+
+    def noted(self, *args, **kwargs):
+        terms.append((term := plain(self, *args, **kwargs)).item())
+        return term
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LipschitzPenalty, "__call__", noted)
+        t.train()
+    steps = [line for line in seen.lines if "loss" in line]
+    assert len(steps) == 2
+    assert steps[0]["penalty"] == pytest.approx(sum(terms[:6]) / 6)
+    assert steps[1]["penalty"] == pytest.approx(sum(terms[6:]) / 6)
+    assert steps[1]["lipschitz"] == penalty.estimate.item()
+    assert steps[1]["penalty_share"] == penalty.share
+    assert all(type(v) in (int, float) for line in steps for v in line.values())
+    assert all("penalty" not in line for line in seen.lines if "loss" not in line)
+    assert [line["penalty"] for line in t.state.log_history if "loss" in line] == [line["penalty"] for line in steps]
+
+
+def dropping_bert():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=16, num_labels=3,
+    )  # fmt: skip
+    return BertForSequenceClassification(config)
+
+
+def test_weight_zero_trains_as_the_trainer_does_and_the_penalty_draws_no_number(tmp_path):
+    plain, zero, penalised = dropping_bert(), dropping_bert(), dropping_bert()
+    args = arguments(tmp_path)
+    Trainer(model=plain, args=args, train_dataset=texts()).train()
+    after = torch.get_rng_state()
+    trainer(tmp_path, zero, texts(), build(weight=0.0)).train()
+    assert_same(zero, plain, 0.0)
+    trainer(tmp_path, penalised, texts(), build()).train()
+    assert torch.equal(torch.get_rng_state(), after)
+    with pytest.raises(AssertionError):
+        assert_same(penalised, plain, 1e-6)
+
+
+def test_a_transformers_model_sees_what_it_sees_as_ids(tmp_path):
+    """BERT in float64 without dropout: the gradient of the penalty alone, beside that of a plain call."""
+    net = dropping_bert().double().eval()
+    t = trainer(tmp_path, net, texts())
+    b = next(batches(texts()))
+    b["token_type_ids"] = torch.ones_like(b["input_ids"])
+    z = net.get_input_embeddings()(b["input_ids"]).detach()
+    rows = {"attention_mask": b["attention_mask"], "token_type_ids": b["token_type_ids"]}
+    value = build()(lambda z, **rows: net(inputs_embeds=z, **rows).logits, z, model_kwargs=rows)
+    expected = torch.autograd.grad(value, list(net.parameters()), allow_unused=True, materialize_grads=True)
+    net.train()
+    for m in net.modules():
+        if isinstance(m, nn.Dropout):
+            m.p = 0.0
+    loss, outputs = t.compute_loss(net, dict(b), return_outputs=True)
+    penalty = loss - outputs.loss
+    assert penalty.item() == pytest.approx(value.item(), rel=1e-12)
+    got = torch.autograd.grad(penalty, list(net.parameters()), allow_unused=True, materialize_grads=True)
+    for (name, _), g, e in zip(net.named_parameters(), got, expected, strict=True):
+        assert torch.allclose(g, e, rtol=1e-9, atol=1e-13), name
+
+
+def vit():
+    config = ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8, patch_size=4,
+        num_channels=1, num_labels=3, hidden_dropout_prob=0.1,
+    )  # fmt: skip
+    return ViTForImageClassification(config), {"pixel_values": torch.rand(4, 1, 8, 8), "labels": torch.arange(4) % 3}
+
+
+def wav2vec2():
+    config = Wav2Vec2Config(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, conv_dim=[4, 4],
+        conv_stride=[4, 4], conv_kernel=[8, 4], num_feat_extract_layers=2, num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2, classifier_proj_size=4, num_labels=3, mask_time_prob=0.0,
+    )  # fmt: skip
+    mask = torch.arange(400).expand(4, -1) < torch.tensor([400, 300, 200, 400])[:, None]
+    batch = {"input_values": torch.randn(4, 400), "attention_mask": mask.long(), "labels": torch.arange(4) % 3}
+    return Wav2Vec2ForSequenceClassification(config), batch
+
+
+def whisper():
+    config = WhisperConfig(
+        vocab_size=20, num_mel_bins=4, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, d_model=8, encoder_ffn_dim=8, decoder_ffn_dim=8, max_source_positions=10,
+        max_target_positions=10, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3,
+        begin_suppress_tokens=None,
+    )  # fmt: skip
+    batch = {"input_features": torch.randn(4, 4, 20), "labels": torch.randint(20, (4, 5))}
+    return WhisperForConditionalGeneration(config), batch
+
+
+@pytest.mark.parametrize("make", [vit, wav2vec2, whisper])
+def test_pictures_and_sounds(tmp_path, make):
+    torch.manual_seed(0)
+    net, b = make()
+    net.double()
+    b = {key: v.double() if v.is_floating_point() else v for key, v in b.items()}
+    name, rows = next(iter(b)), {key: v for key, v in b.items() if key == "attention_mask"}
+    if net.config.is_encoder_decoder:
+        rows["decoder_input_ids"] = shift_tokens_right(b["labels"], 0, 3)
+    expected = build()(lambda x, **rows: net(**{name: x}, **rows).logits, b[name], model_kwargs=rows)
+    t = trainer(tmp_path, net, [])
+    loss, outputs = t.compute_loss(net.train(), dict(b), return_outputs=True)
+    assert (loss - outputs.loss).item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_noise_on_embeddings_is_the_tasks_alone(tmp_path):
+    after = []
+    for kind, options in ((Trainer, {}), (LipschitzTrainer, {"penalty": build()})):
+        args = arguments(tmp_path, neftune_noise_alpha=5.0)
+        kind(model=dropping_bert(), args=args, train_dataset=texts(), **options).train()
+        after.append(torch.get_rng_state())
+    assert torch.equal(*after)
+
+
+def collate_shortest(rows):
+    length = max(int(r["attention_mask"].sum()) for r in rows)
+    return {
+        "input_ids": torch.stack([r["input_ids"][:length] for r in rows]),
+        "attention_mask": torch.stack([r["attention_mask"][:length] for r in rows]),
+        "labels": torch.tensor([r["labels"] for r in rows]),
+    }
+
+
+def test_texts_of_different_lengths(tmp_path):
+    t = trainer(tmp_path, dropping_bert(), texts(), train_sampling_strategy="group_by_length", max_steps=4)
+    t.data_collator = collate_shortest
+    t.train()
+    assert t.state.log_history[-2]["penalty"] > 0
+    t = trainer(tmp_path, dropping_bert(), texts(), build("max"), per_device_train_batch_size=2, max_steps=4)
+    t.data_collator = collate_shortest
+    with pytest.raises(ValueError, match='padding="max_length"'):
+        t.train()
+
+
+def test_activation_checkpointing_changes_no_number(tmp_path):
+    plain, saving = dropping_bert().double(), dropping_bert().double()
+    for net, on in ((plain, False), (saving, True)):
+        trainer(tmp_path, net, texts(), activation_checkpointing=on).train()
+    assert_same(saving, plain)
+
+
+def test_bf16_autocast(tmp_path):
+    net = dropping_bert()
+    penalty, exact, start = build(), build(), copy.deepcopy(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(tmp_path, net, texts(), penalty, bf16=True, max_steps=1).train()
+    of_embeddings(exact, start, next(batches(texts())))
+    assert penalty.estimate.item() == pytest.approx(exact.estimate.item(), rel=1e-4)
+    assert net.classifier.weight.dtype == torch.float32
+
+
+def test_a_subclass_of_another_trainer(tmp_path):
+    class My(LipschitzTrainerMixin, Seq2SeqTrainer):
+        pass
+
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0,
+                      dropout_rate=0.0)  # fmt: skip
+    net = T5ForConditionalGeneration(config).double()
+    data = [{**d, "labels": d["input_ids"][:4]} for d in texts()]
+    t = trainer(tmp_path, net, data, kind=My, eval_dataset=data)
+    t.train()
+    assert "penalty" in t.state.log_history[0]
+    b = next(batches(data))
+    expected = build()(
+        lambda z, **rows: net(inputs_embeds=z, **rows).logits,
+        net.get_input_embeddings()(b["input_ids"]).detach(),
+        model_kwargs={
+            "attention_mask": b["attention_mask"],
+            "decoder_input_ids": net.prepare_decoder_input_ids_from_labels(labels=b["labels"]),
+        },
+    )
+    other = trainer(tmp_path, net.train(), data, kind=My)
+    loss = other.compute_loss(net, dict(b))
+    with torch.no_grad():
+        task = other.compute_loss(net, dict(b))
+    assert (loss - task).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("task", ["SEQ_CLS", None])
+def test_adapters(tmp_path, task):
+    peft = pytest.importorskip("peft")
+    base = dropping_bert()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net = peft.get_peft_model(base, peft.LoraConfig(task_type=task, r=2, target_modules=["query", "value"]))
+    net.double()
+    before = {n: p.clone() for n, p in net.named_parameters()}
+    t = trainer(tmp_path, net, texts())
+    b = next(batches(texts()))
+    expected = of_embeddings(build(), net, b)
+    loss, outputs = t.compute_loss(net.train(), dict(b), return_outputs=True)
+    assert (loss - outputs.loss).item() == pytest.approx(expected.item(), rel=1e-9)
+    t.train()
+    moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n, p in net.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("radius", [0.2, 0.0])
+def test_torch_compile(tmp_path, radius):
+    net = Net()
+    expected = by_hand(Net(), images(), build(radius=radius), 1, mean_loss, call=of_pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer(
+            tmp_path, net, images(), build(radius=radius), torch_compile=True, torch_compile_backend="eager"
+        ).train()
+    assert_same(net, expected, 1e-9)
+
+
+def saving(folder, method="max", steps=6, **options):
+    options = {"save_strategy": "steps", "save_steps": 2, "train_sampling_strategy": "random", **options}
+    net = dropping_bert()
+    return net, trainer(folder, net, texts(12), build(method), max_steps=steps, optim="adamw_torch", **options)
+
+
+@pytest.mark.parametrize("method", ["max", "tv"])
+def test_resumed_equals_uninterrupted(tmp_path, method):
+    whole, t = saving(tmp_path, method)
+    t.train()
+    resumed, t = saving(tmp_path / "other", method)
+    t.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_same(resumed, whole, 0.0)
+
+    (tmp_path / "checkpoint-2" / "lipschitz_penalty_0.bin").unlink()
+    without, t = saving(tmp_path / "third", method)
+    with pytest.warns(UserWarning, match="no penalty in .*checkpoint-2: its pairs start anew"):
+        t.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    with pytest.raises(AssertionError):
+        assert_same(without, whole, 0.0)
+
+
+def test_rotation_and_the_best_model(tmp_path):
+    options = {"save_total_limit": 1, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
+    _, t = saving(tmp_path, eval_dataset=texts(4), **options)
+    t.train()
+    kept = sorted(tmp_path.glob("checkpoint-*"))
+    assert len(kept) == 1
+    assert (kept[0] / "lipschitz_penalty_0.bin").exists()
+    best = json.loads((kept[0] / "trainer_state.json").read_text())["best_model_checkpoint"]
+    assert best == str(kept[0])
+    assert t.evaluate()["eval_loss"] == pytest.approx(t.state.best_metric, rel=1e-6)
+
+
+def test_a_model_alone_is_saved_without_the_penalty(tmp_path):
+    _, t = saving(tmp_path, steps=2, save_only_model=True)
+    t.train()
+    assert not list((tmp_path / "checkpoint-2").glob("lipschitz*"))
+
+
+def test_a_loss_that_leaves_the_penalty_out(tmp_path):
+    class Forgetful(LipschitzTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            out = model(**inputs)
+            return (out["loss"], out) if return_outputs else out["loss"]
+
+    with pytest.raises(RuntimeError, match=r"`compute_loss` of Forgetful has to call super\(\)"):
+        trainer(tmp_path, Net(), images(), kind=Forgetful).train()
+
+
+class NoEmbeds(OfTokens):
+    def forward(self, input_ids, attention_mask, labels=None):
+        return super().forward(input_ids, attention_mask, labels=labels)
+
+
+class NoTable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = OfTokens()
+
+    def forward(self, input_ids, attention_mask, labels=None):
+        return self.inner(input_ids, attention_mask, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "name", "error", "message"),
+    [
+        (NoEmbeds, texts(), None, ValueError, "`model` to take embeddings.*NoEmbeds lacks a parameter `inputs_embeds`"),
+        (NoTable, texts(), None, ValueError, "NoTable lacks a method `get_input_embeddings`"),
+        (Net, images(), "pixels", ValueError, r"`penalty_input`.*'pixels'.*pixel_values \(torch.float64\)"),
+        (OfTokens, texts(), "attention_mask", TypeError, "`penalty_input`.*'attention_mask' is torch.int64"),
+    ],
+)
+def test_batches_that_cannot_be_penalised(tmp_path, kind, data, name, error, message):
+    with pytest.raises(error, match=message):
+        trainer(tmp_path, kind(), data, penalty_input=name).train()
+
+
+def test_a_dataset_without_a_tensor(tmp_path):
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3))
+
+        def forward(self, counts, labels=None):
+            return {"loss": (self.w * counts.float()).mean(), "logits": self.w * counts}
+
+    data = [{"counts": torch.arange(3), "labels": 0} for _ in range(4)]
+    with pytest.raises(ValueError, match=r"`train_dataset` to hold one tensor.*only counts \(torch.int64\)"):
+        trainer(tmp_path, Counts(), data).train()
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(TypeError, match="`penalty` to be a LipschitzPenalty, but got float"):
+        trainer(tmp_path, Net(), images(), 0.1)
+    with pytest.raises(TypeError, match="`penalty_input` to be a name, but got int"):
+        trainer(tmp_path, Net(), images(), penalty_input=3)
+    with pytest.raises(TypeError, match="'penalty'"):
+        LipschitzTrainer(model=Net(), args=arguments(tmp_path), train_dataset=images())
+
+
+def test_deepspeed_is_refused(tmp_path):
+    def with_deepspeed(self):
+        Trainer.create_accelerator_and_postprocess(self)
+        self.is_deepspeed_enabled = True
+
+    class Speedy(LipschitzTrainer):
+        create_accelerator_and_postprocess = with_deepspeed
+
+    with pytest.raises(ValueError, match="`args` to train without DeepSpeed"):
+        trainer(tmp_path, Net(), images(), kind=Speedy)
