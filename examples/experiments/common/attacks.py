@@ -26,8 +26,8 @@ def fgsm(model, x, y, epsilon):
 
 
 def gaussian_noise(model, x, y, sigma, bounds=(0, 1)):
-    generator = torch.Generator().manual_seed(0)
-    noisy = x + sigma * torch.randn(x.shape, generator=generator)
+    generator = torch.Generator().manual_seed(0)  # of the processor: the same noise on every device
+    noisy = x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
     return noisy if bounds is None else noisy.clamp(*bounds)
 
 

@@ -26,7 +26,8 @@ class Training:
         self.hits = deque(maxlen=RUNNING)
         self.steps = 0
 
-    def step(self, x, y):
+    def step(self, x, y, rows=None):
+        """One batch; `rows` are its places among the training images, for what a training keeps of each."""
         self.optimizer.zero_grad()
         self._loss(x, y).backward()
         self.optimizer.step()
@@ -50,14 +51,18 @@ class Training:
         batches = rows[: len(x) - len(x) % self.batch].split(self.batch)
         gamma = self.recipe.weight_fall ** (1 / (self.epochs * len(batches)))
         for batch in batches:
-            self.step(x[batch], y[batch])
+            self.step(x[batch], y[batch], batch)
             if gamma != 1:
                 self.penalty.weight *= gamma
 
 
+def begin(experiment, *arguments):
+    return (experiment.training or Training)(experiment, *arguments)
+
+
 def train(experiment, network, recipe, seed, data, quick):
     """A trained model in eval mode whose parameters want no gradient, as evaluations like it."""
-    training = Training(experiment, network, recipe, seed, quick)
+    training = begin(experiment, network, recipe, seed, quick)
     for _ in range(training.epochs):
         training.epoch(data.train_x, data.train_y)
     return training.model.eval().requires_grad_(False)
