@@ -11,6 +11,7 @@ import argparse
 from dataclasses import replace
 
 from examples.experiments.cifar.experiment import MODULE, SCALES
+from examples.experiments.cifar.page import write_page
 from examples.experiments.common import cifar, command
 
 
@@ -19,10 +20,13 @@ def main(arguments=None):
     parser.add_argument("--scale", choices=SCALES, default="cores")
     chosen, others = parser.parse_known_args(arguments)
     experiment = SCALES[chosen.scale]
-    data = command.options_from(experiment, others).data
-    experiment = replace(experiment, images=(cifar.name(data), experiment.images[1]))
+    options = command.options_from(experiment, others)
+    experiment = replace(experiment, images=(cifar.name(options.data), experiment.images[1]))
     scale = [] if chosen.scale == "cores" else ["--scale", chosen.scale]
-    return command.main(experiment, " ".join([MODULE, *scale]), others)
+    results = command.main(experiment, " ".join([MODULE, *scale]), others)
+    if results is not None:
+        write_page(experiment, results, options.results / f"{experiment.name}_robustness.md")
+    return results
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ MODULE = "examples.experiments.cifar"
 
 
 def at_scale(name, images, epochs, factor, judged, learning_rate=4e-3):
-    """The experiment with so many training images, and networks `factor` times as wide; `judged` images by AutoAttack."""
+    """The experiment with so many training images and networks `factor` times as wide, `judged` images attacked."""
     return Experiment(
         name=name,
         images=("CIFAR-10", "enlarged digits"),

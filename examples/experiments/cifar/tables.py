@@ -1,5 +1,6 @@
 """The tables of the CIFAR-10 experiment."""
 
+from examples.experiments.cifar.goals import goals
 from examples.experiments.cifar.measures import BOUND, MORE_BOUNDS
 from examples.experiments.common.robustness import robustness
 
@@ -27,4 +28,5 @@ NOTES = {
 
 
 def tables(results, network):
-    return [robustness(results, network, COLUMNS, NOTES)]
+    made = robustness(results, network, COLUMNS, NOTES), goals(results, network)
+    return [table for table in made if table.rows]

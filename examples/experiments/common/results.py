@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from examples.experiments.common.files import write, write_json
-from examples.experiments.common.versions import command_line, today, versions
+from examples.experiments.common.versions import today, versions
 
 PUBLISHED = Path(__file__).parents[1] / "results"  # what the README's tables are made from
 KEYS = ("network", "recipe", "seed")
