@@ -41,24 +41,23 @@ class Memory:
         self.kept, self.rows = {}, None
 
     def read(self, name, like, fresh):
-        """Return a batch's tensors; those that were never written are `fresh(like)`."""
-        new = fresh(like)
-        if name not in self.kept:
-            return new
-        known, stored = (part[self.rows] for part in self.kept[name])
-        return torch.where(known.view(-1, *[1] * (like.dim() - 1)), stored, new)
+        """Return a batch's tensors; those that were never written are of `fresh(like)`."""
+        known, stored = (part[self.rows] for part in self._of(name, like))
+        return torch.where(known.view(-1, *[1] * (like.dim() - 1)), stored, fresh(like))
 
     def write(self, name, values):
-        size = int(self.rows.max()) + 1
-        known, stored = self.kept.get(
-            name, (values.new_zeros(0, dtype=torch.bool), values.new_zeros(0, *values.shape[1:]))
-        )
-        if size > len(known):
-            more = size - len(known)
-            known = torch.cat([known, known.new_zeros(more)])
-            stored = torch.cat([stored, stored.new_zeros(more, *stored.shape[1:])])
+        known, stored = self._of(name, values)
         known[self.rows], stored[self.rows] = True, values
-        self.kept[name] = known, stored
+
+    def _of(self, name, like):
+        """Return (which rows are known, their values), with room for those of the present batch."""
+        empty = like.new_zeros(0, dtype=torch.bool), like.new_zeros(0, *like.shape[1:])
+        parts = self.kept.get(name, empty)
+        more = int(self.rows.max()) + 1 - len(parts[0])
+        if more > 0:
+            parts = tuple(torch.cat([part, part.new_zeros(more, *part.shape[1:])]) for part in parts)
+            self.kept[name] = parts
+        return parts
 
 
 def prior_guided(model, x, y, epsilon, memory=None, decay=0.3, weight=10.0, smoothing=4 / 9, bounds=(0, 1)):
