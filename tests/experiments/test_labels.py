@@ -18,6 +18,7 @@ RESULTS = ROOT / "examples" / "experiments" / "results"
 @pytest.fixture(scope="module", autouse=True)
 def _examples():
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "agg")
         patch.syspath_prepend(str(ROOT))
         pytest.importorskip("examples.experiments.labels.__main__", exc_type=ImportError)
         yield
@@ -108,6 +109,7 @@ def test_records_stay_and_others_are_added(quick):
     assert len([*out.glob("*-wrong0.4-0.json")]) == 4 * 2
     assert [table.rows for table in again[:2]] == [table.rows for table in first]
     assert [row[0] for row in first[0].rows] == ["plain", "tv ℓ2, ε 1", "early stopping"]
+    assert {path.name for path in (out / "results").iterdir()} == {"labels.json", "labels.md", "labels.png"}
     record = json.loads(next(iter(written)).read_text(encoding="utf-8"))
     assert {"settings", "seed", "made", "values"} <= record.keys()
     assert 0.3 < record["values"]["accuracy"] <= 1

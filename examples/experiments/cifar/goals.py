@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from examples.experiments.cifar.judge import judge, points
 from examples.experiments.common.tables import Table
 
-OURS = ("tv-quarter", "tv-quarter-10", "tv-quarter-5", "tv-eighth", "tv-eighth-20", "logits-quarter", "tv-whole")
+OURS = (
+    *("tv-quarter", "tv-quarter-10", "tv-quarter-5", "tv-eighth", "tv-eighth-20", "tv-alternate", "tv-tenth"),
+    *("logits-quarter", "tv-whole"),
+)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def _through_jpeg(image, quality=40):
     return np.asarray(Image.open(file))
 
 
-# CIFAR-10-C's kinds (Hendrycks and Dietterich, arXiv:1903.12261) at its greatest severities, made by torchvision and Pillow.
+# CIFAR-10-C's kinds (Hendrycks and Dietterich, arXiv:1903.12261) at its greatest severities, by torchvision and Pillow.
 CORRUPTIONS = {"gaussian blur": blurred, "contrast": pale, "pixelate": coarse, "jpeg": compressed}
 
 

@@ -19,9 +19,10 @@ def fgsm(pixels=8, share=1.0, label=""):
 def tv(weight, share=1.0, pixels=8, label="√softmax", **options):
     """The penalty on a random part of each batch; its weight counts movements over ε."""
     part = {} if share == 1 else {"num_pairs": round(share * BATCH)}
-    words = {1: "whole batch", 1 / 2: "a half", 1 / 4: "a quarter", 1 / 8: "an eighth"}[share]
+    words = {1: "whole batch", 1 / 10: "a tenth", 1 / 2: "a half", 1 / 4: "a quarter", 1 / 8: "an eighth"}[share]
     radius = {"radius": pixels * PIXEL, "scale": pixels * PIXEL, "input_norm": math.inf}
     penalty = {"method": "tv", "weight": weight, "output": root_probabilities} | radius | part | options
+    words += ", every second step" if options.get("interval") == 2 else ""
     return Recipe(f"tv on {label}, {words} ({weight:g})" + (f", ε {pixels}" if pixels != 8 else ""), penalty=penalty)
 
 
@@ -51,6 +52,8 @@ RIVALS = {
 OURS = {
     "tv-eighth-20": tv(20, 1 / 8),
     "logits-quarter": tv_logits(0.3, 1 / 4),
+    "tv-alternate": tv(10, 1 / 4, interval=2),
+    "tv-tenth": tv(10, 1 / 10),
     "tv-whole": tv(20),
 }
 KNOBS = {  # of the frontier: ε of training, β, the weight

@@ -13,6 +13,7 @@ from examples.experiments.common.files import write, write_json
 from examples.experiments.common.records import make_all, read
 from examples.experiments.common.tables import markdown, print_tables
 from examples.experiments.common.versions import command_line, made_by
+from examples.experiments.labels.figures import draw
 from examples.experiments.labels.runs import Run
 from examples.experiments.labels.tables import tables
 from examples.experiments.labels.ways import ALL
@@ -56,7 +57,7 @@ def all_jobs(options):
 def page(made, about):
     versions = ", ".join(f"{library} {version}" for library, version in about["versions"].items())
     stamp = f"MNIST. Made on {about['date']} by `{about['command']}` ({versions})."
-    return "\n\n".join(["# Few labels", stamp, *map(markdown, made)]) + "\n"
+    return "\n\n".join(["# Few labels", stamp, *map(markdown, made), "![accuracy gained](labels.png)"]) + "\n"
 
 
 def main(arguments=None):
@@ -68,6 +69,7 @@ def main(arguments=None):
     print_tables(made)
     records = {job.path.stem: record for job in jobs if (record := read(job))}
     write_json(options.results / "labels.json", {"made": about, "records": records})
+    draw(jobs, options.labels, options.results / "labels.png")
     write(options.results / "labels.md", lambda part: part.write_text(page(made, about), encoding="utf-8"))
     return made
 
