@@ -42,6 +42,6 @@ def at_scale(name, images, epochs, factor, judged, learning_rate=4e-3):
 
 
 SCALES = {
-    "cores": at_scale("cifar", images=10_000, epochs=10, factor=1, judged=500),
+    "cores": at_scale("cifar", images=10_000, epochs=10, factor=1, judged=300),
     "gpu": at_scale("cifar-gpu", images=45_000, epochs=30, factor=4, judged=1_000, learning_rate=2e-3),
 }
