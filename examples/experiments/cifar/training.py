@@ -19,7 +19,7 @@ class ImageTraining(Training):
         super().__init__(experiment, network, recipe, seed, quick)
         self.device = experiment.device
         self.model.to(self.device)
-        self.schedule, self.rows = None, None
+        self.schedule = None
         self.memory = Memory() if "memory" in inspect.signature(recipe.loss).parameters else None
 
     def epoch(self, x, y):
@@ -28,9 +28,9 @@ class ImageTraining(Training):
             self.schedule = OneCycleLR(self.optimizer, peak, total_steps=steps)
         super().epoch(x, y)
 
-    def step(self, x, y, rows=None):
+    def step(self, x, y):
         if self.memory is not None:
-            self.memory.rows = torch.arange(len(x), device=x.device) if rows is None else rows.to(x.device)
+            self.memory.rows = (torch.arange(len(x)) if self.rows is None else self.rows).to(x.device)
         super().step(augmented(x, self.batches), y)
         if self.schedule is not None:
             self.schedule.step()

@@ -25,9 +25,9 @@ class Training:
         self.epochs = experiment.number_of_epochs(network, quick)
         self.hits = deque(maxlen=RUNNING)
         self.steps = 0
+        self.rows = None  # places of the present batch among the training images
 
-    def step(self, x, y, rows=None):
-        """One batch; `rows` are its places among the training images, for what a training keeps of each."""
+    def step(self, x, y):
         self.optimizer.zero_grad()
         self._loss(x, y).backward()
         self.optimizer.step()
@@ -51,7 +51,8 @@ class Training:
         batches = rows[: len(x) - len(x) % self.batch].split(self.batch)
         gamma = self.recipe.weight_fall ** (1 / (self.epochs * len(batches)))
         for batch in batches:
-            self.step(x[batch], y[batch], batch)
+            self.rows = batch
+            self.step(x[batch], y[batch])
             if gamma != 1:
                 self.penalty.weight *= gamma
 
