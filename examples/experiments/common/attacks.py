@@ -37,6 +37,7 @@ def autoattack(model, x, y, epsilon, norm="linf", attacks=None, batch_size=250):
     They are two gradient attacks (apgd-ce, apgd-t), one of minimum norm (fab-t) and one without gradients (square).
     """
     chosen = {"version": "standard"} if attacks is None else {"version": "custom", "attacks": list(attacks)}
-    attack = AutoAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=epsilon, seed=0, **chosen)
+    chosen |= {"norm": {"linf": "Linf", "l2": "L2"}[norm], "device": x.device}
+    attack = AutoAttack(model, eps=epsilon, seed=0, **chosen)
     perturbed, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
     return perturbed.detach()
