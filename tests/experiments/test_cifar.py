@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 from pathlib import Path
 
@@ -223,6 +224,29 @@ def test_a_quick_run_keeps_its_models(quick):
         assert 0 < row["corrupted"] < 1
         assert row["noise 0.05"] == pytest.approx(row["clean"], abs=0.1)
     assert "tv on √softmax, a quarter (20)" in (out / "results" / "cifar_robustness.md").read_text(encoding="utf-8")
+
+
+def test_a_record_says_what_made_it(quick):
+    out, *_ = quick
+    record = json.loads((out / "conv-tv-quarter-0.json").read_text(encoding="utf-8"))
+    assert record["seed"] == 0
+    assert record["device"] == "cpu"
+    assert record["settings"]["schedule"] == "one cycle"
+    assert record["made"]["command"].startswith("python -m examples.experiments.cifar --quick")
+    assert {"torch", "torchlipreg", "python"} <= record["made"]["versions"].keys()
+    assert str(out) not in json.dumps(record)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_quick_run_on_a_gpu(tmp_path):
+    from examples.experiments.cifar.__main__ import main
+
+    arguments = ["--quick", "--device", "cuda", "--scale", "gpu", "--networks", "conv-bn", "--out", str(tmp_path)]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        results = main(arguments)
+    assert len(results.rows) == 4
+    assert all(0 <= row["apgd linf 0.03137254901960784"] <= row["clean"] + 0.1 for row in results.rows)
 
 
 def test_corruptions_change_images_and_keep_their_range():
