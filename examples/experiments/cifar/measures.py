@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as transforms
 from examples.experiments.common.measures import GRADIENT_ATTACKS, Measure, accuracy, curves, judged
 
 CORRUPTED = 2_000  # images
+BATCH = 100  # of an attack: larger ones fall out of the cache of one core
 NOISES = {"noise": (0.05, 0.1, 0.2)}
 EPSILON = 8 / 255
 BOUND = [("linf", EPSILON)]  # (norm, ε) at which AutoAttack judges first
@@ -53,7 +54,7 @@ def corrupted(model, x, y, quick):
 
 def measures(images):
     """Name -> :class:`Measure`; AutoAttack on the first `images`."""
-    on_some = partial(judged, images=images)
+    on_some = partial(judged, images=images, batch=BATCH)
     by_gradient = partial(on_some, attacks=GRADIENT_ATTACKS)
     return {
         "curves": Measure(partial(curves, strengths=NOISES, every={}), NOISES),
