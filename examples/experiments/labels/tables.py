@@ -38,8 +38,14 @@ def table(jobs, number, counts, wrong=0.0):
             rows.append([family, *cells])
     what = {"accuracy": "accuracy in per cent", "nll": "negative log-likelihood"}[number]
     spoilt = f", {100 * wrong:g} % of the labels wrong" if wrong else ""
-    notes = "In brackets: the member of the family that is best on as many validation labels (at most 1,000)."
-    title = f"few labels: {what} on the test images{spoilt}, mean ± standard deviation of {seeds} seeds"
+    notes = (
+        "In brackets: the member of the family that is best on as many validation labels (at most 1,000). "
+        "unlabelled: the other training images are seen without their labels; VAT: virtual adversarial training."
+    )
+    spread_of = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    if seeds > 1:
+        notes += " A number without ± is of one seed."
+    title = f"few labels: {what} on the test images{spoilt}, {spread_of}"
     return Table(title, ["training", *(f"{count:,} labels" for count in counts)], rows, notes)
 
 

@@ -101,12 +101,14 @@ WAYS = {
     "early": Way("early stopping", early=True),
 }
 UNLABELLED = {
-    "vat": Way("virtual adversarial training", unlabelled="adversarial"),
-    "tv-unlabelled": Way("tv on √softmax, ℓ2", penalty=unlabelled(1.0), unlabelled="penalty", warmup=300),
-    "tv-unlabelled-2": Way("tv on √softmax, ℓ2", penalty=unlabelled(1.0, 2.0), unlabelled="penalty", warmup=300),
-    "tv-unlabelled-decided": Way(
-        "the same and entropy", penalty=unlabelled(1.0), unlabelled="penalty", warmup=300, decided=0.1
+    "vat": Way("unlabelled: VAT", unlabelled="adversarial"),
+    "tv-unlabelled": Way("unlabelled: tv on √softmax, ℓ2", penalty=unlabelled(1.0), unlabelled="penalty", warmup=300),
+    "tv-unlabelled-2": Way(
+        "unlabelled: tv on √softmax, ℓ2", penalty=unlabelled(1.0, 2.0), unlabelled="penalty", warmup=300
     ),
-    "vat-decided": Way("virtual adversarial training and entropy", unlabelled="adversarial", decided=0.1, warmup=300),
+    "tv-unlabelled-decided": Way(
+        "unlabelled: the same and entropy", penalty=unlabelled(1.0), unlabelled="penalty", warmup=300, decided=0.1
+    ),
+    "vat-decided": Way("unlabelled: VAT and entropy", unlabelled="adversarial", decided=0.1, warmup=300),
 }
 ALL = WAYS | UNLABELLED
