@@ -20,30 +20,30 @@ class Point(NamedTuple):
 
 
 def judge(results, network, epsilon=EPSILON):
-    """Return (name in the results, name for readers), None where no judge has seen every model."""
+    """Return (name in the results, name for readers), None where there is none."""
     rows = [row for row in results.rows if row["network"] == network]
-    for attack, label in JUDGES.items():
-        name = f"{attack} linf {epsilon}"
-        if rows and all(name in row for row in rows):
-            return name, label
-    return None
+    names = {f"{attack} linf {epsilon}": label for attack, label in JUDGES.items()}
+    seen = {name: sum(name in row for row in rows) for name in names}
+    chosen = max(names, key=seen.get)  # the first of equals
+    return (chosen, names[chosen]) if seen[chosen] else None
 
 
-def points(results, network, epsilon=EPSILON):
-    """Return recipe -> :class:`Point`, of those that were judged and timed."""
-    judged = judge(results, network, epsilon)
+def seeds_of(results, network, recipe):
+    """The seeds whose models were judged."""
+    judged = judge(results, network)
+    return {row["seed"] for row in results.of(network, recipe) if judged and judged[0] in row}
+
+
+def points(results, network, seeds=None):
+    """Return recipe -> :class:`Point` of those that were judged and timed, on all its seeds or on `seeds`."""
+    judged = judge(results, network)
     found = {}
-    for recipe in results.recipes(network) if judged else ():
+    for recipe in results.recipes(network):
+        wanted = seeds_of(results, network, recipe) & (seeds_of(results, network, recipe) if seeds is None else seeds)
+        rows = [row for row in results.of(network, recipe) if row["seed"] in wanted]
         time = results.step_time(network, recipe)
-        if time is not None:
-            clean, robust = (results.numbers(network, recipe, name) for name in ("clean", judged[0]))
-            found[recipe] = Point(*_mean(clean, robust), time[1], *_spread(clean, robust), len(robust))
+        if rows and time is not None:
+            columns = [[100 * row[name] for row in rows] for name in ("clean", judged[0])]
+            spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in columns]
+            found[recipe] = Point(*map(statistics.mean, columns), time[1], *spreads, len(rows))
     return found
-
-
-def _mean(*columns):
-    return [100 * statistics.mean(values) for values in columns]
-
-
-def _spread(*columns):
-    return [100 * statistics.stdev(values) if len(values) > 1 else 0.0 for values in columns]
