@@ -6,7 +6,16 @@ from examples.experiments.cifar.judge import judge, points, seeds_of
 from examples.experiments.common.tables import Table
 
 OURS = (
-    *("tv-quarter", "tv-quarter-10", "tv-quarter-5", "tv-eighth", "tv-eighth-20", "tv-alternate", "tv-tenth"),
+    *(
+        "tv-quarter",
+        "tv-quarter-10",
+        "tv-quarter-5",
+        "tv-eighth",
+        "tv-eighth-20",
+        "tv-alternate",
+        "tv-fourth",
+        "tv-tenth",
+    ),
     *("logits-quarter", "tv-whole"),
 )
 

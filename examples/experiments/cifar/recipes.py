@@ -22,7 +22,7 @@ def tv(weight, share=1.0, pixels=8, label="√softmax", **options):
     words = {1: "whole batch", 1 / 10: "a tenth", 1 / 2: "a half", 1 / 4: "a quarter", 1 / 8: "an eighth"}[share]
     radius = {"radius": pixels * PIXEL, "scale": pixels * PIXEL, "input_norm": math.inf}
     penalty = {"method": "tv", "weight": weight, "output": root_probabilities} | radius | part | options
-    words += ", every second step" if options.get("interval") == 2 else ""
+    words += {1: "", 2: " every 2nd step", 4: " every 4th step"}[options.get("interval", 1)]
     return Recipe(f"tv on {label}, {words} ({weight:g})" + (f", ε {pixels}" if pixels != 8 else ""), penalty=penalty)
 
 
@@ -53,6 +53,7 @@ OURS = {
     "tv-eighth-20": tv(20, 1 / 8),
     "logits-quarter": tv_logits(0.3, 1 / 4),
     "tv-alternate": tv(10, 1 / 4, interval=2),
+    "tv-fourth": tv(10, 1 / 4, interval=4),
     "tv-tenth": tv(10, 1 / 10),
     "tv-whole": tv(20),
 }
