@@ -159,8 +159,16 @@ def test_the_published_page_shows_the_published_records(tmp_path):
     assert (RESULTS / "labels.md").read_text(encoding="utf-8") == made
 
 
-@pytest.mark.parametrize("count", [100, 200, 1_000, 5_000])
-@pytest.mark.parametrize("rival", ["plain", "weight decay", "dropout", "Gaussian noise"])
+RIVALS = ("plain", "weight decay", "dropout", "Gaussian noise", "label smoothing")
+
+
+@pytest.mark.parametrize(
+    ("count", "rival"),
+    [
+        *((count, rival) for count in (100, 200, 1_000, 5_000) for rival in RIVALS),
+        *((count, "Jacobian penalty") for count in (1_000, 5_000)),  # level at fewer
+    ],
+)
 def test_the_penalty_is_better_than_what_people_use(tmp_path, count, rival):
     """Seed by seed, which have their images in common, by more than the spread."""
     from examples.experiments.labels.__main__ import all_jobs
