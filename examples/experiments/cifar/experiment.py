@@ -24,7 +24,7 @@ def at_scale(name, images, epochs, factor, judged, learning_rate=4e-3):
         epochs=dict.fromkeys(RECIPES, epochs),
         recipes=RECIPES,
         measures=measures(judged),
-        tables=tables,
+        tables=partial(tables, judged=judged),
         draw=draw,
         quick_recipes=("plain", "fgsm", "tv-quarter", "prior-guided"),
         quick_measures=("curves", "corruptions", "apgd"),

@@ -27,6 +27,8 @@ NOTES = {
 }
 
 
-def tables(results, network):
-    made = robustness(results, network, COLUMNS, NOTES), goals(results, network)
+def tables(results, network, judged):
+    """AutoAttack has seen the first `judged` images."""
+    notes = NOTES | {attack: f"{NOTES[attack]} On the first {judged:,} images." for attack in ("APGD", "AutoAttack")}
+    made = robustness(results, network, COLUMNS, notes), goals(results, network)
     return [table for table in made if table.rows]
