@@ -16,7 +16,7 @@ FAMILIES = {  # a knob turned: recipes in its order
     "PGD-7": (("pgd",), "#000000", "v"),
     "prior-guided FGSM": (("prior-guided",), "#999999", "X"),
     "tv on a quarter, weight": (("tv-quarter-5", "tv-quarter-10", "tv-quarter", "tv-quarter-40"), "#0072B2", "o"),
-    "tv on an eighth, weight": (("tv-eighth", "tv-eighth-20"), "#009E73", "o"),
+    "tv of weight 10, share": (("tv-fourth", "tv-eighth", "tv-quarter-10"), "#009E73", "o"),
     "tv on logits, a quarter": (("logits-quarter",), "#0072B2", "*"),
 }
 
@@ -35,9 +35,9 @@ def _picture(results, network, folder):
     _frontier(left, found)
     _price(right, results, network, found)
     label = judge(results, network)[1]
-    left.set_ylabel(f"accuracy under {label}, ℓ∞, ε = 8/255 (%)")
+    left.set_ylabel(f"robust at ℓ∞ 8/255 (%), {label}", fontsize=11)
     seeds = max(point.seeds for point in found.values())
-    figure.suptitle(f"{results.meta['images']}, {network}, " + (f"{seeds} seeds" if seeds > 1 else "one seed"))
+    figure.suptitle(f"{results.meta['images']}, {network}, " + (f"up to {seeds} seeds" if seeds > 1 else "one seed"))
     path = folder / f"cifar_{network}_frontier.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=72)
