@@ -26,8 +26,8 @@ def fgsm(model, x, y, epsilon):
 
 
 def gaussian_noise(model, x, y, sigma, bounds=(0, 1)):
-    generator = torch.Generator().manual_seed(0)
-    noisy = x + sigma * torch.randn(x.shape, generator=generator)
+    generator = torch.Generator().manual_seed(0)  # of the processor: the same noise on every device
+    noisy = x + sigma * torch.randn(x.shape, generator=generator).to(x.device)
     return noisy if bounds is None else noisy.clamp(*bounds)
 
 
@@ -37,6 +37,7 @@ def autoattack(model, x, y, epsilon, norm="linf", attacks=None, batch_size=250):
     They are two gradient attacks (apgd-ce, apgd-t), one of minimum norm (fab-t) and one without gradients (square).
     """
     chosen = {"version": "standard"} if attacks is None else {"version": "custom", "attacks": list(attacks)}
-    attack = AutoAttack(model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=epsilon, seed=0, **chosen)
+    chosen |= {"norm": {"linf": "Linf", "l2": "L2"}[norm], "device": x.device}
+    attack = AutoAttack(model, eps=epsilon, seed=0, **chosen)
     perturbed, _ = attack.run_standard_evaluation(x, y, batch_size=batch_size)
     return perturbed.detach()

@@ -5,16 +5,18 @@ A stopped sweep goes on where it was. `--quick` does the same on small data with
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from examples.experiments.common.files import write_json
 from examples.experiments.common.readme import contents_of, filled
-from examples.experiments.common.results import PUBLISHED, collect, command_line, read, read_times, save, times_path
+from examples.experiments.common.results import PUBLISHED, collect, read, read_times, save, times_path
 from examples.experiments.common.sweep import Job, sweep
 from examples.experiments.common.tables import print_tables
 from examples.experiments.common.timing import relative_step_times
+from examples.experiments.common.versions import command_line
 
 
 def options_from(experiment, arguments):
@@ -35,6 +37,7 @@ def options_from(experiment, arguments):
     )
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each recipe; one with --quick")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--split", choices=["test", "validation"], default="test", help="what to judge by")
     parser.add_argument(
         "--timing", action="store_true", help="take the step times again, with the machine otherwise idle"
@@ -43,6 +46,7 @@ def options_from(experiment, arguments):
     parser.add_argument("--results", type=Path, help="where tables and figures go (default: OUT/results)")
     parser.add_argument("--readme", type=Path, help="only fill this file's marked tables, from the published results")
     parser.add_argument("--quick", action="store_true", help="small data and networks, one seed, no full AutoAttack")
+    parser.set_defaults(command="")
     options = parser.parse_args(arguments)
     options.recipes = options.recipes or (list(experiment.quick_recipes) if options.quick else names)
     options.measures = options.measures or (list(experiment.quick_measures) if options.quick else list(measures))
@@ -66,7 +70,7 @@ def _list_of(names):
 
 def all_jobs(experiment, options, measures):
     """Seed by seed, so that a part of the sweep is of use."""
-    where = options.data, options.split, options.quick, options.out
+    where = options.data, options.split, options.quick, options.out, options.command
     return [
         Job(experiment, network, name, recipe, seed, measures, *where)
         for seed in range(1 if options.quick else options.seeds)
@@ -99,12 +103,14 @@ def main(experiment, module, arguments=None):
         The results, None where only a README was filled.
     """
     options = options_from(experiment, arguments)
+    options.command = command_line(module, arguments)
     name = f"{experiment.name}_robustness"
     if options.readme is not None:
         contents = contents_of(experiment, read(PUBLISHED, name))
         text = options.readme.read_text(encoding="utf-8")
         options.readme.write_text(filled(text, experiment.name, contents), encoding="utf-8")
         return None
+    experiment = replace(experiment, device=options.device)
     torch.set_num_threads(1)  # so small networks gain little from more, and workers would be in one another's way
     if not options.collect:
         # Two jobs of one model never run at once: the costly judges come when all else is there.
@@ -114,7 +120,7 @@ def main(experiment, module, arguments=None):
                 sweep(all_jobs(experiment, options, measures), options.workers)
         take_times(experiment, options)
     jobs = all_jobs(experiment, options, ())
-    save(collect(jobs, options.out, command_line(module, arguments)), options.results, name)
+    save(collect(jobs, options.out, options.command), options.results, name)
     results = read(options.results, name)
     for network in results.networks():
         print_tables(experiment.tables(results, network))

@@ -1,7 +1,7 @@
 """An experiment: a data set, networks, ways to train them, and what is measured of what came out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -33,6 +33,10 @@ class Experiment:
         tables: (results, network) -> tables of common/tables.py.
         draw: (results, folder) -> paths of the pictures.
         quick_recipes, quick_measures, quick_epochs: Of the quick form.
+        training: Class of a training run, :class:`~examples.experiments.common.training.Training` where it is None.
+        stated: What else a training depends on, by name, for the records.
+        timing: Of the step times: how many steps in a round, a multiple of every `interval`, and how many rounds.
+        device: "cpu" or "cuda".
     """
 
     name: str
@@ -49,6 +53,10 @@ class Experiment:
     quick_epochs: int = 30  # of few steps
     batch: int = 128
     learning_rate: float = 1e-3
+    training: type | None = None
+    stated: dict = field(default_factory=dict)
+    timing: tuple[int, int] = (8, 40)
+    device: str = "cpu"
 
     def also(self, recipes):
         """Return the same experiment with more recipes, network -> name -> Recipe; what is trained already stays."""

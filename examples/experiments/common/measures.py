@@ -67,13 +67,13 @@ def norms(model, x, y, quick, images):
     }
 
 
-def judged(model, x, y, quick, images, bounds, attacks=None):
+def judged(model, x, y, quick, images, bounds, attacks=None, batch=BATCH):
     """Accuracy under AutoAttack, all of it or some of its attacks, within each of `bounds`: (norm, ε)."""
     images = 20 if quick else images
     x, y = x[:images], y[:images]
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     name = "autoattack" if attacks is None else "apgd"
     return {
-        f"{name} {norm} {epsilon}": accuracy(model, autoattack(model, x, y, epsilon, norm, attacks, BATCH), y)
+        f"{name} {norm} {epsilon}": accuracy(model, autoattack(model, x, y, epsilon, norm, attacks, batch), y)
         for norm, epsilon in bounds
     }

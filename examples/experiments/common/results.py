@@ -1,21 +1,17 @@
 """The results files: one CSV row for each model, and a JSON that says what made them."""
 
 import csv
-import datetime
 import json
 import platform
-import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-import torchlipreg
 from examples.experiments.common.files import write, write_json
+from examples.experiments.common.versions import today, versions
 
 PUBLISHED = Path(__file__).parents[1] / "results"  # what the README's tables are made from
 KEYS = ("network", "recipe", "seed")
-LIBRARIES = ("torch", "torchvision", "secml-torch", "pyautoattack")
 
 
 class Results:
@@ -62,12 +58,8 @@ def collect(jobs, folder, command):
         recipes.setdefault(job.network, {})[job.name] = described
     meta = {
         "command": command,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {
-            "torchlipreg": torchlipreg.__version__,
-            "python": platform.python_version(),
-            **{library: version(library) for library in LIBRARIES},
-        },
+        "date": today(),
+        "versions": versions(),
         "processor": f"{platform.machine()}, {torch.get_num_threads()} thread",
         "images": f"{jobs[0].split} images of {jobs[0].experiment.images[jobs[0].quick]}",
         "recipes": recipes,
@@ -104,16 +96,6 @@ def read(folder, name):
     with (folder / f"{name}.csv").open(newline="") as file:
         rows = [{k: _number(k, v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
     return Results(rows, json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
-
-
-def command_line(module, arguments):
-    """The command that makes the results anew, without what is of one machine or of one call only."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    for name in ("--data", "--out", "--results"):
-        if name in words:
-            del words[words.index(name) : words.index(name) + 2]
-    words = [word for word in words if word not in ("--collect", "--timing")]
-    return " ".join(["python", "-m", module, *words])
 
 
 def _number(name, text):

@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from examples.experiments.common.experiment import Experiment
+from examples.experiments.common.experiment import Data, Experiment
 from examples.experiments.common.files import write, write_json
 from examples.experiments.common.measures import accuracy
 from examples.experiments.common.recipes import Recipe, as_first_recorded
 from examples.experiments.common.training import train
+from examples.experiments.common.versions import made_by
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Job:
     split: str
     quick: bool
     out: Path
+    command: str = ""  # for the record
 
     @property
     def path(self):
@@ -44,7 +46,7 @@ class Job:
         of = self.experiment
         epochs = of.number_of_epochs(self.network, self.quick)
         training = {"epochs": epochs, "batch": of.batch, "learning_rate": of.learning_rate}
-        return self.recipe.settings() | training | {"split": self.split, "quick": self.quick}
+        return self.recipe.settings() | training | of.stated | {"split": self.split, "quick": self.quick}
 
     def fingerprint(self):
         words = json.dumps([self.network, self.seed, as_first_recorded(self.settings(), self.recipe)], sort_keys=True)
@@ -64,18 +66,24 @@ def run(job):
     """Train where no model is stored, measure what is missing, and say what came out."""
     torch.set_num_threads(1)
     experiment = job.experiment
-    data = experiment.load(job.data, job.split, job.quick)
+    data = Data(*(part.to(experiment.device) for part in experiment.load(job.data, job.split, job.quick)))
     weights = job.path.with_suffix(".pt")
     record = job.record()
     if record and weights.exists():
-        model = experiment.build(job.network, job.quick).eval().requires_grad_(False)
-        model.load_state_dict(torch.load(weights, weights_only=True))
+        model = experiment.build(job.network, job.quick).to(experiment.device).eval().requires_grad_(False)
+        model.load_state_dict(torch.load(weights, weights_only=True, map_location=experiment.device))
     else:
         start = time.perf_counter()
         model = train(experiment, job.network, job.recipe, job.seed, data, job.quick)
         values = {"train seconds": round(time.perf_counter() - start, 1)}
         values["train accuracy"] = accuracy(model, data.train_x[:10_000], data.train_y[:10_000])
-        record = {"fingerprint": job.fingerprint(), "settings": job.settings(), "values": values, "done": {}}
+        about = {
+            "fingerprint": job.fingerprint(),
+            "settings": job.settings(),
+            "seed": job.seed,
+            "made": made_by(job.command),
+        }
+        record = about | {"device": experiment.device, "values": values, "done": {}}
         job.path.unlink(missing_ok=True)  # old numbers must never stand beside new weights
         write(weights, lambda path: torch.save(model.state_dict(), path))
     for measure in job.missing():

@@ -25,6 +25,7 @@ class Training:
         self.epochs = experiment.number_of_epochs(network, quick)
         self.hits = deque(maxlen=RUNNING)
         self.steps = 0
+        self.rows = None  # places of the present batch among the training images
 
     def step(self, x, y):
         self.optimizer.zero_grad()
@@ -50,14 +51,19 @@ class Training:
         batches = rows[: len(x) - len(x) % self.batch].split(self.batch)
         gamma = self.recipe.weight_fall ** (1 / (self.epochs * len(batches)))
         for batch in batches:
+            self.rows = batch
             self.step(x[batch], y[batch])
             if gamma != 1:
                 self.penalty.weight *= gamma
 
 
+def begin(experiment, *arguments):
+    return (experiment.training or Training)(experiment, *arguments)
+
+
 def train(experiment, network, recipe, seed, data, quick):
     """A trained model in eval mode whose parameters want no gradient, as evaluations like it."""
-    training = Training(experiment, network, recipe, seed, quick)
+    training = begin(experiment, network, recipe, seed, quick)
     for _ in range(training.epochs):
         training.epoch(data.train_x, data.train_y)
     return training.model.eval().requires_grad_(False)

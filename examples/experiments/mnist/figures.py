@@ -4,10 +4,9 @@ import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter, NullLocator
-from matplotlib.transforms import Bbox
 
+from examples.experiments.common.labels import place
 from examples.experiments.mnist.measures import STRENGTHS
 
 CURVES = ("plain", "fgsm", "pgd", "trades", "tv", "sum", "max")  # as many as a picture can hold
@@ -100,32 +99,13 @@ def _cost(results, network, folder):
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlim(0.9, 1.6 * max(median for median, *_ in labels))
     axis.grid(alpha=0.3)
-    _place(axis, labels)
+    place(axis, labels)
     for colour, marker, text in (("#0072B2", "o", "with a Lipschitz penalty"), ("#D55E00", "s", "without")):
         axis.plot([], [], color=colour, marker=marker, linestyle="", label=text)
     axis.legend(
         frameon=False, loc="lower right", title="▾ lies below the scale" if min(found.values())[0] < floor else None
     )
     return _save(figure, folder / f"mnist_{network}_cost.png")
-
-
-def _place(axis, labels):
-    """Each label beside its point, moved up or down until it lies on no other label and on no point."""
-    axis.figure.canvas.draw()
-    points = axis.transData.transform([(x, y) for x, y, *_ in labels])
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in points]
-    for x, y, text, colour in sorted(labels, key=lambda label: -label[1]):
-        for offset in sorted(range(-152, 153, 4), key=lambda offset: abs(offset - 8)):  # 8: above its own error bar
-            arrow = {"arrowstyle": "-", "color": colour, "alpha": 0.4, "shrinkB": 3} if abs(offset) > 12 else None
-            style = {"color": colour, "fontsize": 10, "va": "center", "arrowprops": arrow}
-            note = axis.annotate(text, (x, y), (10, offset), textcoords="offset points", **style)
-            note.update_positions(axis.figure.canvas.get_renderer())
-            box = Text.get_window_extent(note)  # of the words alone, not of the line to the point
-            inside = axis.bbox.y0 < box.y0 and box.y1 < axis.bbox.y1
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            note.remove()
 
 
 def _mean_and_spread(results, network, recipe, name):

@@ -14,9 +14,10 @@ import torch
 
 from examples.experiments.common.readme import filled, made
 from examples.experiments.common.recipes import flip
-from examples.experiments.common.results import PUBLISHED, collect, command_line, read, save
+from examples.experiments.common.results import PUBLISHED, collect, read, save
 from examples.experiments.common.sweep import Job, sweep
 from examples.experiments.common.tables import markdown, print_tables
+from examples.experiments.common.versions import command_line
 from examples.experiments.mnist.experiment import MNIST
 from examples.experiments.mnist.tables import robustness, tables
 from torchlipreg.outputs import root_probabilities, smallest_margins

@@ -1,0 +1,74 @@
+"""The pictures of the CIFAR-10 experiment: the frontier of clean accuracy and robustness, and what it costs."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator
+
+from examples.experiments.cifar.judge import judge, points
+from examples.experiments.common.labels import place
+
+FAMILIES = {  # a knob turned: recipes in its order
+    "FGSM, ε of training": (("fgsm-4", "fgsm-6", "fgsm"), "#D55E00", "s"),
+    "FGSM, share of the batch": (("plain", "fgsm-quarter", "fgsm-half", "fgsm"), "#E69F00", "D"),
+    "N-FGSM, ε of training": (("n-fgsm-4", "n-fgsm"), "#CC79A7", "P"),
+    "TRADES, β": (("trades-2", "trades"), "#56B4E9", "^"),
+    "PGD-7": (("pgd",), "#000000", "v"),
+    "prior-guided FGSM": (("prior-guided",), "#999999", "X"),
+    "tv on a quarter, weight": (("tv-quarter-5", "tv-quarter-10", "tv-quarter", "tv-quarter-40"), "#0072B2", "o"),
+    "tv of weight 10, share": (("tv-fourth", "tv-eighth", "tv-quarter-10"), "#009E73", "o"),
+    "tv on logits, a quarter": (("logits-quarter",), "#0072B2", "*"),
+}
+
+
+def draw(results, folder):
+    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
+    drawn = (_picture(results, network, Path(folder)) for network in results.networks())
+    return [path for path in drawn if path is not None]
+
+
+def _picture(results, network, folder):
+    found = points(results, network)
+    if len(found) < 2:
+        return None
+    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 6), layout="constrained")
+    _frontier(left, found)
+    _price(right, results, network, found)
+    label = judge(results, network)[1]
+    left.set_ylabel(f"robust at ℓ∞ 8/255 (%), {label}", fontsize=11)
+    seeds = max(point.seeds for point in found.values())
+    figure.suptitle(f"{results.meta['images']}, {network}, " + (f"up to {seeds} seeds" if seeds > 1 else "one seed"))
+    path = folder / f"cifar_{network}_frontier.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=72)
+    plt.close(figure)
+    return path
+
+
+def _frontier(axis, found):
+    for label, (recipes, colour, marker) in FAMILIES.items():
+        of = [found[name] for name in recipes if name in found and (name != "plain" or len(recipes) > 1)]
+        if of:
+            x, y = [p.clean for p in of], [p.robust for p in of]
+            spreads = {"xerr": [p.clean_spread for p in of], "yerr": [p.robust_spread for p in of]}
+            axis.errorbar(x, y, **spreads, color=colour, marker=marker, label=label, capsize=2, alpha=0.85)
+    axis.set(xlabel="clean accuracy (%)", title="the frontier, one knob turned")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=10, loc="lower left")
+
+
+def _price(axis, results, network, found):
+    """Robustness against the price of a step: the upper left is where one wants to be."""
+    labels = []
+    for recipe, point in found.items():
+        ours = "penalty" in results.meta["recipes"][network][recipe]
+        colour, marker = ("#0072B2", "o") if ours else ("#D55E00", "s")
+        axis.errorbar(point.price, point.robust, point.robust_spread, color=colour, marker=marker, capsize=2)
+        labels.append((point.price, point.robust, results.label(network, recipe), colour))
+    ticks = [tick for tick in (1, 1.25, 1.5, 2, 3, 4, 6, 8, 12) if tick <= 1.3 * max(p.price for p in found.values())]
+    axis.set(xscale="log", xlabel="CPU time of a step, relative to plain training", title="the price")
+    axis.set_xticks(ticks, [f"{tick:g} ×" for tick in ticks])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlim(0.9, 2 * max(p.price for p in found.values()))
+    axis.grid(alpha=0.3)
+    place(axis, labels)

@@ -1,0 +1,34 @@
+"""The tables of the CIFAR-10 experiment."""
+
+from examples.experiments.cifar.goals import goals
+from examples.experiments.cifar.measures import BOUND, MORE_BOUNDS
+from examples.experiments.common.robustness import robustness
+
+BOUNDS = sorted([*BOUND, *MORE_BOUNDS], key=lambda bound: (bound[0] != "linf", bound[1]))
+
+
+def heading(norm, epsilon):
+    return f"∞ {255 * epsilon:g}" if norm == "linf" else f"2 {epsilon:g}".replace("0.", ".")
+
+
+COLUMNS = {
+    "clean": "clean",
+    **{f"APGD {heading(*bound)}": f"apgd {bound[0]} {bound[1]}" for bound in BOUNDS},
+    **{f"AutoAttack {heading(*bound)}": f"autoattack {bound[0]} {bound[1]}" for bound in BOUNDS},
+    "noise .1": "noise 0.1",
+    "corrupted": "corrupted",
+}
+NOTES = {
+    "APGD": "APGD: the two gradient attacks of AutoAttack; ℓ∞ in 255ths of the range of a pixel.",
+    "AutoAttack": "AutoAttack: the standard four attacks; ℓ∞ in 255ths of the range of a pixel.",
+    "noise": "Noise is added as it is, without a clamp to [0, 1].",
+    "corrupted": "corrupted: the mean of Gaussian blur, contrast, pixelate and JPEG as in CIFAR-10-C, on 2,000 images.",
+    "time": "time: CPU time of a step, relative to plain, taken in turns.",
+}
+
+
+def tables(results, network, judged):
+    """AutoAttack has seen the first `judged` images."""
+    notes = NOTES | {attack: f"{NOTES[attack]} On the first {judged:,} images." for attack in ("APGD", "AutoAttack")}
+    made = robustness(results, network, COLUMNS, notes), goals(results, network)
+    return [table for table in made if table.rows]

@@ -1,0 +1,1 @@
+"""Training on few labels: which regulariser helps the clean accuracy most."""

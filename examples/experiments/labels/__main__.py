@@ -1,0 +1,78 @@
+"""Train on few labels with what people use against overfitting, and with the penalty.
+
+    python -m examples.experiments.labels --data FOLDER --workers 2
+
+A stopped experiment goes on where it was; `--quick` does the same on scikit-learn's digits, in seconds.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from examples.experiments.common.files import write, write_json
+from examples.experiments.common.records import make_all, read
+from examples.experiments.common.tables import markdown, print_tables
+from examples.experiments.common.versions import command_line, made_by
+from examples.experiments.labels.figures import draw
+from examples.experiments.labels.runs import Run
+from examples.experiments.labels.tables import tables
+from examples.experiments.labels.ways import ALL
+
+MODULE = "examples.experiments.labels"
+
+
+def options_from(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    data = os.environ.get("TORCHLIPREG_DATA", "out/data")
+    parser.add_argument("--data", default=data, help="folder of the data (default: TORCHLIPREG_DATA or out/data)")
+    parser.add_argument("--out", type=Path, default=Path("out/labels"), help="where records are kept")
+    parser.add_argument("--results", type=Path, help="where the tables go (default: OUT/results)")
+    parser.add_argument("--ways", nargs="+", choices=ALL, default=list(ALL))
+    parser.add_argument("--labels", nargs="+", type=int, default=[100, 200, 1_000, 5_000])
+    parser.add_argument("--wrong", nargs="+", type=float, default=[0.0], help="shares of wrong labels")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--split", choices=["test", "validation"], default="test", help="what to judge by")
+    parser.add_argument("--collect", action="store_true", help="train nothing, show what is there")
+    parser.add_argument("--quick", action="store_true", help="few steps on small images, one seed")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.seeds, options.labels = 1, [100, 200]
+    options.results = options.results or options.out / "results"
+    return options
+
+
+def all_jobs(options):
+    """Seed by seed, so that a part of the experiment is of use."""
+    where = options.data, options.split, options.quick, options.out
+    return [
+        Run(way, count, wrong, seed, *where)
+        for seed in range(options.seeds)
+        for wrong in options.wrong
+        for count in options.labels
+        for way in options.ways
+    ]
+
+
+def page(made, about):
+    versions = ", ".join(f"{library} {version}" for library, version in about["versions"].items())
+    stamp = f"MNIST. Made on {about['date']} by `{about['command']}` ({versions})."
+    return "\n\n".join(["# Few labels", stamp, *map(markdown, made), "![accuracy gained](labels.png)"]) + "\n"
+
+
+def main(arguments=None):
+    options = options_from(arguments)
+    jobs, command = all_jobs(options), command_line(MODULE, arguments)
+    if not options.collect:
+        make_all(jobs, options.workers, command)
+    made, about = tables(jobs, options.labels, options.wrong), made_by(command)
+    print_tables(made)
+    records = {job.path.stem: record for job in jobs if (record := read(job))}
+    write_json(options.results / "labels.json", {"made": about, "records": records})
+    draw(jobs, options.labels, options.results / "labels.png")
+    write(options.results / "labels.md", lambda part: part.write_text(page(made, about), encoding="utf-8"))
+    return made
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The table of few labels: each family by its member that is best on the validation labels."""
+
+import statistics
+
+from examples.experiments.common.records import read
+from examples.experiments.common.tables import Table, per_cent, spread
+from examples.experiments.labels.ways import ALL
+
+
+def best(jobs, family, count, wrong):
+    """Return (way, records) of the family's best member by mean validation accuracy; None where there is no record.
+
+    Only members with as many seeds as the most have a say.
+    """
+    found = {}
+    for job in jobs:
+        if ALL[job.way].family == family and (job.labels, job.wrong) == (count, wrong) and (record := read(job)):
+            found.setdefault(job.way, []).append(record["values"])
+    seeds = max(map(len, found.values()), default=0)
+    members = {way: records for way, records in found.items() if len(records) == seeds}
+    if not members:
+        return None
+    chosen = max(members, key=lambda way: statistics.mean(r["accuracy of validation"] for r in members[way]))
+    return chosen, members[chosen]
+
+
+def table(jobs, number, counts, wrong=0.0):
+    """A row for each family, a column for each count; `number` is "accuracy" or "nll"."""
+    families = dict.fromkeys(ALL[job.way].family for job in jobs)
+    rows, seeds = [], 0
+    for family in families:
+        cells = []
+        for count in counts:
+            found = best(jobs, family, count, wrong)
+            seeds = max(seeds, len(found[1]) if found else 0)
+            cells.append(_cell(*found, number) if found else "–")
+        if any(cell != "–" for cell in cells):
+            rows.append([family, *cells])
+    what = {"accuracy": "accuracy in per cent", "nll": "negative log-likelihood"}[number]
+    spoilt = f", {100 * wrong:g} % of the labels wrong" if wrong else ""
+    notes = (
+        "In brackets: the member of the family that is best on as many validation labels (at most 1,000). "
+        "unlabelled: the other training images are seen without their labels; VAT: virtual adversarial training."
+    )
+    spread_of = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    if seeds > 1:
+        notes += " A number without ± is of one seed."
+    title = f"few labels: {what} on the test images{spoilt}, {spread_of}"
+    return Table(title, ["training", *(f"{count:,} labels" for count in counts)], rows, notes)
+
+
+def _cell(way, records, number):
+    values = [record[number] for record in records]
+    numbers = per_cent(values) if number == "accuracy" else spread(values, 2)
+    member = way.rpartition("-")[2]
+    return f"{numbers} ({member})" if any(c.isdigit() for c in member) else numbers
+
+
+def tables(jobs, counts, shares):
+    made = [table(jobs, number, counts, wrong) for wrong in shares for number in ("accuracy", "nll")]
+    return [of for of in made if of.rows]
