@@ -7,10 +7,12 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from torchlipreg.checks import (
     check_bounds,
+    check_channels,
     check_choice,
     check_count,
     check_flag,
@@ -107,6 +109,14 @@ class Settings:
     def units(self) -> Units | None:
         """The loop's normalisation, None where inputs are raw."""
         return None if self.normalization is None else Units(*self.normalization)
+
+    def raw(self, x: Tensor) -> Tensor:
+        """Return a batch in raw units, at least float32, without a graph."""
+        points = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+        if self.units is None:
+            return points
+        check_channels(points, self.units)
+        return self.units.raw(points)
 
     @cached_property
     def movement(self) -> float:

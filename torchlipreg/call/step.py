@@ -19,7 +19,6 @@ from torchlipreg.call.region import Region
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.call.watch import ROWS, Watch
-from torchlipreg.checks import check_channels
 from torchlipreg.geometry.ascent import Objective, Rule, ascend
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.model.fixed import fixed_function
@@ -72,7 +71,7 @@ class Step:
         Returns:
             The value, with a gradient to the parameters.
         """
-        points, (side, rest) = self._raw(x), split_side(kwargs, x.shape[0])
+        points, (side, rest) = self.settings.raw(x), split_side(kwargs, x.shape[0])
         seen = self.inspector.known(model) or self._inspect(model, points, side, rest)
         region = Region(self.settings, self._resolution(model, seen, points))
         method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region)
@@ -102,15 +101,6 @@ class Step:
         if self.remember is not None:
             self.remember()
         self.state.estimate = self.estimate
-
-    def _raw(self, x: Tensor) -> Tensor:
-        """Return the batch in raw units, at least float32, without a graph."""
-        points = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
-        units = self.settings.units
-        if units is None:
-            return points
-        check_channels(points, units)
-        return units.raw(points)
 
     def _fixed(
         self, model: Callable[..., Any], rest: Mapping[str, Any], count: int, seen: Seen | None, *, eager: bool = False
