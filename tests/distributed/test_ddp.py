@@ -37,23 +37,24 @@ WRAPPERS = {
 }
 
 
-def train(rank, wrapper, method, norm, order, steps=2, give_outputs=True, aux=None, sizes=None):
+def train(rank, wrapper, method, norm, order, steps=2, give_outputs=True, aux=None, sizes=None, as_function=False):
     """Take steps and hold each averaged gradient against the union's."""
     net = Net(norm, aux).double()
     model = WRAPPERS[wrapper](net)
+    f = (lambda z: model(z)) if as_function else model
     penalty = build(method)
     for step in range(steps):
         x = batch(rank, step, sizes and sizes[step][rank])
         before = copy.deepcopy(net)  # of the uncompiled net, with the buffers before the task's forward
         net.zero_grad()
         if order == "penalty first":
-            value = penalty(model, x)
+            value = penalty(f, x)
             task = task_loss(model(x)) if len(x) else model(x).sum()
         else:
             y = model(x)
             task = task_loss(y) if len(y) else y.sum()
             before.load_state_dict(net.state_dict())
-            value = penalty(model, x, y if give_outputs else None)
+            value = penalty(f, x, y if give_outputs else None)
         (task + value).backward()
         got = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in net.parameters()]
         expected_value, expected_estimate, of_penalty = union_gradient(
@@ -68,6 +69,35 @@ def train(rank, wrapper, method, norm, order, steps=2, give_outputs=True, aux=No
             for p, g in zip(net.parameters(), got, strict=True):
                 p -= 0.1 * g
                 assert_same_on_all_ranks(p.detach())
+
+
+@pytest.mark.parametrize("method", ["tv", "max"])
+@pytest.mark.parametrize("wrapper", ["plain", "static_graph"])
+def test_through_a_function_around_the_wrapper(two, wrapper, method):
+    for norm in ("batch", "group"):
+        two.run(train, wrapper, method, norm, "task first", 3, True, None, None, True)
+
+
+def train_on_lengths(rank, give_outputs):
+    """Sequences padded to the longest of each rank's own batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(4, 8), nn.Tanh(), nn.AdaptiveAvgPool2d((1, 8)), nn.Flatten(), nn.Linear(8, 3)
+    ).double()
+    model, penalty, twin = DDP(net), build("tv"), build("tv")
+    for step, length in enumerate([[5, 5, 5, 5], [5, 7, 6, 5]][rank]):
+        generator = torch.Generator().manual_seed(10 * step + rank)
+        x = torch.randn(8, length, 4, generator=generator, dtype=torch.float64)
+        y = model(x)
+        values = penalty(model, x, y if give_outputs else None), twin(net, x)
+        assert_equal([values[0]], [values[1]])
+        assert_same_on_all_ranks(values[0].detach())
+        (task_loss(y) + values[0]).backward()
+
+
+@pytest.mark.parametrize("give_outputs", [True, False])
+def test_shapes_may_differ_between_ranks_and_change(two, give_outputs):
+    two.run(train_on_lengths, give_outputs)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,5 +1,6 @@
 """BatchNorm in train mode: the values of eval mode, with a gradient that knows that the statistics will follow."""
 
+import contextlib
 import copy
 
 import pytest
@@ -199,7 +200,77 @@ def test_unusual_modules_have_the_value_of_eval_mode_too(make, method):
         if isinstance(m, nn.BatchNorm1d) and m.affine and "weight" in m._parameters:
             nn.init.uniform_(m.weight, 0.5, 2.0)
     evaluated = copy.deepcopy(net).eval()
-    torch.testing.assert_close(penalty_of(method)(net, x), penalty_of(method)(evaluated, x), rtol=1e-10, atol=0)
+    told = any(type(m).__name__ == "ParametrizedBatchNorm1d" for m in net.modules())
+    with pytest.warns(UserWarning, match="held constant") if told else contextlib.nullcontext():
+        value = penalty_of(method)(net, x)
+    torch.testing.assert_close(value, penalty_of(method)(evaluated, x), rtol=1e-10, atol=0)
+
+
+class OnePlusWeight(nn.BatchNorm1d):
+    """As norms whose weights are centred at zero."""
+
+    def forward(self, x):
+        args = self.running_mean, self.running_var, 1 + self.weight, self.bias, self.training, self.momentum, self.eps
+        return F.batch_norm(x, *args)
+
+
+class WithSlope(nn.BatchNorm1d):
+    """A parameter of its own."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.slope = nn.Parameter(torch.full((channels,), 0.25))
+
+    def forward(self, x):
+        return F.prelu(super().forward(x), self.slope)
+
+
+class Ghost(nn.BatchNorm1d):
+    """Statistics of parts of the batch (as in cifar10-fast), in longer buffers."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.register_buffer("running_mean", torch.zeros(2 * channels))
+        self.register_buffer("running_var", torch.ones(2 * channels))
+
+    def forward(self, x):
+        n, c = x.shape
+        if self.training:
+            weight, bias = self.weight.repeat(2), self.bias.repeat(2)
+            y = F.batch_norm(x.view(-1, 2 * c), self.running_mean, self.running_var, weight, bias, True, 0.1, self.eps)
+            return y.view(n, c)
+        args = self.running_mean[:c], self.running_var[:c], self.weight, self.bias, False, 0.1, self.eps
+        return F.batch_norm(x, *args)
+
+
+class Blend(nn.BatchNorm1d):
+    """Another formula in eval mode."""
+
+    def forward(self, x):
+        if self.training:
+            return super().forward(x)
+        return self.weight * (x - self.running_mean) / (self.running_var.sqrt() + self.eps) + self.bias
+
+
+@pytest.mark.parametrize("method", ["max", "tv"])
+@pytest.mark.parametrize("radius", [0.1, 0.0])
+@pytest.mark.parametrize("norm", [OnePlusWeight, WithSlope, Ghost, Blend])
+def test_subclasses_with_a_formula_of_their_own_are_held_and_told(norm, radius, method):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), norm(8), nn.Tanh(), nn.Linear(8, 3)).double().train()
+    with torch.no_grad():
+        for _ in range(20):
+            net(torch.randn(64, 6, dtype=torch.float64) * 3 + 2)
+        net[1].weight += 0.3 * torch.randn(8)
+    x = torch.randn(16, 6, dtype=torch.float64) * 3 + 2
+    evaluated = copy.deepcopy(net).eval()
+    with pytest.warns(UserWarning, match=f"{norm.__name__} in train mode: its statistics are held constant"):
+        value = penalty_of(method, radius=radius)(net, x)
+    exact = penalty_of(method, radius=radius)(evaluated, x)
+    value.backward()
+    exact.backward()
+    torch.testing.assert_close(value, exact, rtol=1e-10, atol=0)
+    torch.testing.assert_close(gradients(net), gradients(evaluated), rtol=1e-8, atol=1e-12)
 
 
 def test_a_dead_channel_without_epsilon_leaves_a_finite_gradient():
