@@ -93,6 +93,12 @@ class Seen:
     def __len__(self):
         return len(self.items)
 
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def clear(self):
+        self.items.clear()
+
 
 def traces(net):
     """Return all that a penalty must not change: flags, buffers, parameters, gradients, random state."""

@@ -313,7 +313,7 @@ def _largest_quotient(
             pairs = pairs.map(torch.detach)
             quotients = q.of(difference.detach(), pairs)
             quotients = quotients if quotients.dim() == 1 else quotients.amax(1)
-            best, best_q = pairs.where(best_q > quotients, best), torch.maximum(best_q, quotients)
+            best, best_q = best.where(best_q > quotients, pairs), torch.maximum(best_q, quotients)
             return difference, u
 
         rule = Power(input_norm, anchored=True)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from data_parallel import METHODS, Net, assert_equal, average, batch, build, gather, local_task_gradient, task_loss
 from data_parallel import union_gradient as exact_gradient
 from torch.utils.data import DataLoader
+from zoo import Seen
 
 pytest.importorskip("lightning")
 import lightning as L
@@ -197,7 +198,7 @@ def test_gradients_under_fabric(two, method, accumulate):
 
 def mixed_precision_with_fabric(rank):
     fabric, (penalty, reference) = new_fabric("bf16-mixed"), (build("tv", radius=0.003) for _ in range(2))
-    net, seen, x = Net("group"), [], batch(rank, dtype=torch.float32)
+    net, seen, x = Net("group"), Seen(), batch(rank, dtype=torch.float32)
     exact, model = copy.deepcopy(net), fabric.setup(net)
     net.head.register_forward_hook(lambda module, inputs, y: seen.append(y.dtype))
     y = model(x)

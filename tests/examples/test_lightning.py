@@ -74,6 +74,7 @@ def leaves(value):
     return torch.utils._pytree.tree_map(lambda v: v.tolist() if isinstance(v, torch.Tensor) else v, value)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(start, tmp_path):
     whole, parts, without = (tmp_path / name for name in ("whole", "parts", "without"))
     text = output(start("--epochs", EPOCHS, "--output", whole))

@@ -8,6 +8,7 @@ import importlib
 import pytest
 import torch
 from torch import nn
+from zoo import Seen
 
 pytest.importorskip("lightning")
 from torchlipreg import LipschitzPenalty
@@ -58,7 +59,7 @@ TRUE = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.
 def test_the_penalty_is_that_of_the_bare_model(package, precision, method):
     """In float32 under mixed precision, in the parameters' own dtype else; gradients by ``fabric.backward``."""
     fabric, dtype = new_fabric(package, precision), TRUE.get(precision, torch.float32)
-    bare, inner, seen = net(dtype), net(), []
+    bare, inner, seen = net(dtype), net(), Seen()
     wrapped, optimizer = fabric.setup(inner, torch.optim.SGD(inner.parameters(), 0.1))
     inner[0].register_forward_hook(lambda module, args, y: seen.append(y.dtype))
     penalty, reference = build(method), build(method)

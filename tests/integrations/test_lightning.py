@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
+from zoo import Seen
 
 pytest.importorskip("lightning")
 import lightning.pytorch
@@ -362,7 +363,7 @@ def test_a_weight_of_zero_is_no_reason_to_warn(package, tmp_path):
 
 
 def test_under_autocast_it_computes_in_float32(package, tmp_path):
-    penalty, reference, seen = build("tv", radius=1e-3), build("tv", radius=1e-3), []
+    penalty, reference, seen = build("tv", radius=1e-3), build("tv", radius=1e-3), Seen()
     module = module_of(package, penalty).float()
     module.net[1], module.net[3] = nn.Identity(), nn.Identity()
     exact, x = copy.deepcopy(module.net), data()[:BATCH][0].float()
