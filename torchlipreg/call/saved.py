@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.call.state import PenaltyState
+from torchlipreg.call.strangers import check_saved
 from torchlipreg.distributed import gather_objects, rank, world_size
 from torchlipreg.geometry.pairs import PairSet
 
@@ -56,11 +57,12 @@ def from_dict(saved: dict[str, Any], identity: dict[str, Any]) -> PenaltyState:
     if missing:
         raise ValueError(f"Expected argument `state` to be a LipschitzPenalty state, but it lacks {missing}.")
     for name, expected in identity.items():
-        if saved[name] != expected:
+        if isinstance(saved[name], Tensor) or saved[name] != expected:
             raise ValueError(
                 f"Expected argument `state` to have {name}={expected!r}, but got {saved[name]!r}: it was saved by "
                 "another kind of penalty. Construct this one with the same arguments, or start without the state."
             )
+    check_saved(saved)
     own = _deal(saved["ranks"], saved["owner"])
     pairs = None if own["pairs"] is None else PairSet(**own["pairs"])
     memory = {name: PairSet(**value) for name, value in own["ascent"].items()}
