@@ -318,7 +318,7 @@ class LipschitzPenalty:
 
     def _warn_of_size(self) -> None:
         verdict, share = self._watch.verdict(), self._watch.share
-        if verdict is not None and share is not None:
+        if verdict is not None and share is not None and verdict not in self._state.warned:
             self._state.warn_once(advice(verdict, share, self.weight), key=verdict)
 
     def warn_of_data(self) -> None:
