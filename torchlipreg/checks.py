@@ -130,6 +130,15 @@ def check_channels(x: Tensor, units: Units) -> None:
         )
 
 
+def in_raw_units(x: Tensor, units: Units | None) -> Tensor:
+    """Return a batch in raw units, its channels checked, without a graph."""
+    x = (x.clone() if x.is_inference() else x).detach()
+    if units is None:
+        return x
+    check_channels(x, units)
+    return units.raw(x)
+
+
 def check_bounds(bounds: Any, units: Units | None = None) -> tuple[float, float] | None:
     """Return ``bounds`` as two floats (lo < hi) or None; raise otherwise, or if they look like normalised units."""
     if bounds is None:

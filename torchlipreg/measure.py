@@ -16,13 +16,13 @@ from torch import Tensor
 from torchlipreg.checks import (
     Normalization,
     check_bounds,
-    check_channels,
     check_count,
     check_norm,
     check_normalization,
     check_number,
     check_points,
     check_values,
+    in_raw_units,
 )
 from torchlipreg.geometry.ascent import ascend
 from torchlipreg.geometry.derivative import jacobian_norm
@@ -140,7 +140,7 @@ def operator_norm(
     check_number("tol", tol)
     units = check_normalization(normalization)
     with fixed_function(f, eager=True, units=units) as fixed, torch.no_grad():
-        x = _raw(x.to(torch.promote_types(x.dtype, torch.float32)), units)
+        x = in_raw_units(x.to(torch.promote_types(x.dtype, torch.float32)), units)
         _refuse_random(f, fixed, x)
         return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
 
@@ -282,7 +282,7 @@ def _largest_quotient(
     output: Callable[[Any], Any] | None,
     generator: torch.Generator,
 ) -> Tensor:
-    x = _raw(x.to(torch.promote_types(x.dtype, torch.float32)), units)
+    x = in_raw_units(x.to(torch.promote_types(x.dtype, torch.float32)), units)
     check_values(x, bounds)
     floor = distance_floor(compute_dtype(model, x), float(row_norm(x, input_norm).mean()))
     resolution = Resolution(radius, floor)
@@ -349,15 +349,6 @@ def _refuse_random(model: Callable[..., Any], f: FixedFunction, x: Tensor) -> No
     error = Inspector().look(model, f, x[:ROWS]).error
     if error is not None:
         raise error
-
-
-def _raw(x: Tensor, units: Units | None) -> Tensor:
-    """Return inputs in raw units, without a graph."""
-    x = x.clone() if x.is_inference() else x
-    if units is None:
-        return x.detach()
-    check_channels(x, units)
-    return units.raw(x.detach())
 
 
 def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:

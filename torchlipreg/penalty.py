@@ -44,7 +44,7 @@ class LipschitzPenalty:
     Departures from the report: movements instead of bare quotients; the mean over the batch instead of the sum;
     quotients squared by default; power steps and anchored pairs by default for tv and ptv; pairs on level sets
     (Property 1) and collapsed pairs drawn anew; statistics of train-mode BatchNorm that follow the parameters, see
-    :func:`torchlipreg.model.batchnorm.follow`. The report's own formula is ``scale=1, exponent=1, input_norm=2``, and
+    :func:`torchlipreg.model.batchnorm.fold`. The report's own formula is ``scale=1, exponent=1, input_norm=2``, and
     its Algorithms 3 and 4, but for the mean, ``anchored=False, ascent="sgd", momentum=0`` besides.
 
     Args:

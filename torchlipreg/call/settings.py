@@ -12,7 +12,6 @@ from torch import Tensor
 
 from torchlipreg.checks import (
     check_bounds,
-    check_channels,
     check_choice,
     check_count,
     check_flag,
@@ -20,6 +19,7 @@ from torchlipreg.checks import (
     check_norm,
     check_normalization,
     check_number,
+    in_raw_units,
 )
 from torchlipreg.geometry.units import Units
 
@@ -112,11 +112,7 @@ class Settings:
 
     def raw(self, x: Tensor) -> Tensor:
         """Return a batch in raw units, at least float32, without a graph."""
-        points = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
-        if self.units is None:
-            return points
-        check_channels(points, self.units)
-        return self.units.raw(points)
+        return in_raw_units(x if x.dtype in (torch.float32, torch.float64) else x.float(), self.units)
 
     @cached_property
     def movement(self) -> float:

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
-from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.function import FixedFunction, registered
 from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, unwrap
 from torchlipreg.model.parallelism import check_forward_mode
 from torchlipreg.model.recomputation import recomputing_under
@@ -46,7 +46,7 @@ def fixed_function(
 
     Args:
         model: Function, ``nn.Module``, or one wrapped in DDP, DataParallel, FSDP or ``torch.compile``. The modules
-            that a plain function or lambda uses are found by :func:`torchlipreg.model.modules.find_modules`.
+            that a plain function or lambda uses are found by :func:`torchlipreg.model.search.find_modules`.
         output: From the model's return value to the tensor that counts; default ``default_output``.
         eager: Step around ``torch.compile``, for transforms that it does not support (``torch.func.jvp``).
         units: The normalisation that the loop has applied to raw inputs: f then takes raw ones.
@@ -91,21 +91,9 @@ def fixed_function(
             stack.enter_context(forward_mode_kernels.held())
         stack.enter_context(state.applied())
         if (meet or not isinstance(core, nn.Module)) and not any(compiled_module(m) for m in modules):
-            stack.enter_context(met_by(state.meet))
+            stack.enter_context(registered(register_module_forward_pre_hook, state.meet))
         dtype = torch.float64 if double else parameter_dtype(modules)
         yield FixedFunction(core, output, dtype, state, units, kwargs or {}, batch_size, noise_seed, apart=apart)
-
-
-@contextlib.contextmanager
-def met_by(meet: Callable[..., None]) -> Iterator[None]:
-    """Show each module that runs to a forward pre-hook."""
-    handle = None
-    try:
-        handle = register_module_forward_pre_hook(meet)
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
 
 
 def _refuse(m: nn.Module) -> None:

@@ -17,7 +17,6 @@ from torchlipreg.model.kept import OWN, Kept
 from torchlipreg.model.modules import AsFound, as_found, hide, is_wrapper, submodules, unwrap
 from torchlipreg.model.parallelism import is_sharded
 
-Moments = tuple[Tensor, Tensor]
 FLAGS = frozenset(
     ("training", "dropout", "forward", "_compiled_call_impl", "attention_bias_cache", "_buffers", "_parameters")
 )

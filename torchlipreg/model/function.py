@@ -149,7 +149,7 @@ class FixedFunction:
         return bool(self._state.norms.norms) and torch.is_grad_enabled()
 
     def follow_statistics(self, x: Tensor) -> Tensor:
-        """Let the running statistics of train-mode BatchNorm follow the parameters: see :func:`batchnorm.follow`.
+        """Let the running statistics of train-mode BatchNorm follow the parameters: see :func:`batchnorm.fold`.
 
         Args:
             x: Data points, shape (N, *), over which the batch's statistics are taken.
@@ -160,7 +160,7 @@ class FixedFunction:
         state = self._state
         with contextlib.ExitStack() as stack:
             for m in state.norms.norms:
-                stack.enter_context(removed(m.register_forward_pre_hook(state.norms.follow, with_kwargs=True)))
+                stack.enter_context(registered(m.register_forward_pre_hook, state.norms.follow, with_kwargs=True))
             stack.enter_context(checkpoint_hook(contextlib.nullcontext))  # hooks do not run in a recomputation
             stack.enter_context(self.eagerly())
             fx = self(x)
@@ -178,21 +178,30 @@ class FixedFunction:
         return self._state.is_sharded
 
 
+def forked(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Leave torch's generators, those of the CPU and of a device, as they were before the context."""
+    if device.type in ("cpu", "mps"):  # whose generator fork_rng() cannot read
+        return torch.random.fork_rng([])
+    return torch.random.fork_rng([device], device_type=device.type)
+
+
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Draw torch's random numbers from a seed for the length of the context; its generators are left as they were."""
-    on_cpu = device.type == "cpu"
-    with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
+    with forked(device):
         torch.default_generator.manual_seed(seed)
-        if not on_cpu:
+        if device.type != "cpu":
             torch.get_device_module(device).manual_seed(seed)
         yield
 
 
 @contextlib.contextmanager
-def removed(hook: RemovableHandle) -> Iterator[None]:
-    """Remove a hook on leaving."""
+def registered(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **how: bool) -> Iterator[None]:
+    """Register a hook for the length of the context."""
+    handle = None
     try:
+        handle = register(hook, **how)
         yield
     finally:
-        hook.remove()
+        if handle is not None:
+            handle.remove()

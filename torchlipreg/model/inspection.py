@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.function import FixedFunction, forked
 from torchlipreg.model.later import Later
 from torchlipreg.model.modules import unwrap
+from torchlipreg.model.reuse import AGAIN, TOLERANCE
 
-AGAIN = 64  # calls from look to look
-TOLERANCE = 1e-5  # relative to the largest output, as in reuse.py
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -61,7 +60,7 @@ class Inspector:
             What was seen, kept for ``known``.
         """
         x = x.nan_to_num(0.0, 0.0, 0.0)
-        with f.eagerly(), torch.random.fork_rng(_devices(x), device_type=_accelerator(x)):
+        with f.eagerly(), forked(x.device):
             f.watch_traces()
             observer, before = _Observer(), _rng_state(x)
             if f.is_sharded:
@@ -102,7 +101,7 @@ class Inspector:
         """
         if f.is_sharded or torch.compiler.is_compiling():
             return
-        with f.eagerly(), torch.random.fork_rng(_devices(x), device_type=_accelerator(x)):
+        with f.eagerly(), forked(x.device):
             f = f.unseeded()
             y, again = f(x).detach(), f(x).detach()
             self._later.send(((y - again).abs().amax() > TOLERANCE * y.abs().amax()).float().reshape(1))
@@ -161,11 +160,3 @@ def _rng_state(x: Tensor) -> Tensor:
     on_cpu = x.device.type == "cpu"
     here = torch.get_rng_state()
     return here if on_cpu else torch.cat([here, torch.get_device_module(x.device).get_rng_state(x.device)])
-
-
-def _accelerator(x: Tensor) -> str:
-    return "cuda" if x.device.type == "cpu" else x.device.type
-
-
-def _devices(x: Tensor) -> list[int]:
-    return [] if x.device.type in ("cpu", "mps") or x.device.index is None else [x.device.index]

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import operator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 from tqdm import tqdm
@@ -22,19 +23,20 @@ def make_all(jobs, workers, command):
     """Make what is missing, in the order given; a job's `make()` returns numbers by name."""
     todo = [job for job in jobs if read(job) is None]
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="run") as bar:
-        for job, values in _made(todo, workers):
+        for job, values in as_they_end(operator.methodcaller("make"), todo, workers):
             about = {"settings": job.settings(), "seed": job.seed, "made": made_by(command)}
             write_json(job.path, about | {"values": values})
             bar.update()
 
 
-def _made(jobs, workers):
-    if workers == 1:
+def as_they_end(run, jobs, workers):
+    """Give each job with what `run(job)` returned, from one process or several; a failure cancels the rest."""
+    if workers == 1 or len(jobs) < 2:
         for job in jobs:
-            yield job, job.make()
+            yield job, run(job)
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(job.make): job for job in jobs}
+        running = {pool.submit(run, job): job for job in jobs}
         try:
             for future in as_completed(running):
                 yield running[future], future.result()

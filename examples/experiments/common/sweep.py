@@ -5,9 +5,7 @@ A sweep that was stopped goes on where it was. A recipe or a measure whose setti
 
 import hashlib
 import json
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from examples.experiments.common.experiment import Data, Experiment
 from examples.experiments.common.files import write, write_json
 from examples.experiments.common.measures import accuracy
 from examples.experiments.common.recipes import Recipe, as_first_recorded
+from examples.experiments.common.records import as_they_end
 from examples.experiments.common.training import train
 from examples.experiments.common.versions import made_by
 
@@ -100,24 +99,8 @@ def sweep(jobs, workers):
     """Run what is not done yet, in the order given, and tell of each as it ends."""
     todo = [job for job in jobs if job.missing()]
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="model") as bar:
-        for job, values in _results(todo, workers):
+        for job, values in as_they_end(run, todo, workers):
             shown = ("clean", "pgd linf 0.1", "apgd linf 0.1", "autoattack linf 0.1")
             numbers = ", ".join(f"{name} {values[name]:.3f}" for name in shown if name in values)
             bar.write(f"{job.network}, {job.recipe.label}, seed {job.seed}: {numbers}")
             bar.update()
-
-
-def _results(jobs, workers):
-    if workers == 1 or len(jobs) < 2:
-        for job in jobs:
-            yield job, run(job)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        running = {pool.submit(run, job): job for job in jobs}
-        try:
-            for future in as_completed(running):
-                yield running[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
