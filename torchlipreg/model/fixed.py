@@ -74,9 +74,9 @@ def fixed_function(
     if eager:
         core = compiled_module(core) or core
     modules = all_modules(core)
-    for m in modules:
-        if isinstance(m, REFUSED):
-            _refuse(m)
+    for kind in {*map(type, modules)}:
+        if issubclass(kind, REFUSED):
+            _refuse(kind)
     if eager:
         check_forward_mode(modules)
     state = FrozenState(core, modules, eager=eager, carries=carries, double=double)
@@ -96,10 +96,10 @@ def fixed_function(
         yield FixedFunction(core, output, dtype, state, units, kwargs or {}, batch_size, noise_seed, apart=apart)
 
 
-def _refuse(m: nn.Module) -> None:
-    if isinstance(m, torch.jit.ScriptModule):
+def _refuse(kind: type) -> None:
+    if issubclass(kind, torch.jit.ScriptModule):
         raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
     raise ValueError(
-        f"Expected argument `model` to have all its parameters, but {type(m).__name__} makes them in its first "
+        f"Expected argument `model` to have all its parameters, but {kind.__name__} makes them in its first "
         "forward: call the model once before the penalty."
     )

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from torchlipreg.model.following import Following
-from torchlipreg.model.kept import OWN, Kept
+from torchlipreg.model.kept import Kept
 from torchlipreg.model.modules import AsFound, as_found, hide, is_wrapper, submodules, unwrap
 from torchlipreg.model.parallelism import is_sharded
 
 FLAGS = frozenset(
     ("training", "dropout", "forward", "_compiled_call_impl", "attention_bias_cache", "_buffers", "_parameters")
 )
+RNNS = (nn.RNN, nn.LSTM, nn.GRU)  # not subclasses, which may read the flag for a dropout of their own
 LARGE = 1 << 18  # numbers in a buffer, from which on a clone in each call would be felt
 FIRST, WRITTEN = -2, -1
 # Of large buffers: the version that was there at the last call, or that somebody writes them.
@@ -144,10 +145,10 @@ class FrozenState:
             self._start.note(m)
 
     def _freeze(self, m: nn.Module) -> None:
-        self._kept.note(m)
-        values, needs_train_mode = m.__dict__, _runs_on_cudnn(m)
+        extras, values = self._kept.note(m), m.__dict__
         # The flag, not eval(): an overridden train() may edit weights, as LoRA's merge does. cuDNN's RNN backward needs
         # train mode, so its dropout goes instead.
+        needs_train_mode = type(m) in RNNS and _is_on_cudnn(m)
         if "training" in values:  # OptimizedModule has no flag of its own
             values["training"] = needs_train_mode
         if needs_train_mode:
@@ -160,13 +161,12 @@ class FrozenState:
             values["_compiled_call_impl"] = None  # of m.compile(), in place
         if "attention_bias_cache" in values:  # of timm's LeViT and others, filled in eval mode: would keep a graph
             values["attention_bias_cache"] = {}
-        if not self.eager and values.get("gradient_checkpointing") and _is_checkpointing_layer(m):
+        if not self.eager and "gradient_checkpointing" in values and _recomputes(m):
             values["forward"] = _checkpointed(m, values.get("forward", functools.partial(type(m).forward, m)))
-        if len(values) > len(OWN):
-            for name, value in values.items():
-                if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
-                    self._plain.append((values, name, value))  # which a forward may write in place
-                    values[name] = value.clone()
+        for name, value in extras:
+            if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
+                self._plain.append((values, name, value))  # which a forward may write in place
+                values[name] = value.clone()
         if m in self.buffers:
             self.norms.place(m)
         if self._double:
@@ -198,10 +198,7 @@ class FrozenState:
             versions[name] = WRITTEN if written else b._version
 
 
-def _runs_on_cudnn(m: nn.Module) -> bool:
-    """Say whether a module is one of torch's RNNs on a GPU; a subclass may read the flag for a dropout of its own."""
-    if type(m) not in (nn.RNN, nn.LSTM, nn.GRU):
-        return False
+def _is_on_cudnn(m: nn.Module) -> bool:
     return any(p is not None and p.is_cuda for p in m._parameters.values())
 
 
@@ -219,9 +216,9 @@ def _double(value: Tensor | None) -> Any:
     return value if value is None or not value.is_floating_point() else value.detach().double()
 
 
-def _is_checkpointing_layer(m: nn.Module) -> bool:
+def _recomputes(m: Any) -> bool:
     """Say whether a module is one of transformers' layers that recompute in backward, in train mode only."""
-    return any(c.__name__ == "GradientCheckpointingLayer" for c in type(m).__mro__)
+    return m.gradient_checkpointing and any(c.__name__ == "GradientCheckpointingLayer" for c in type(m).__mro__)
 
 
 def _checkpointed(m: Any, forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,13 +8,15 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import nn
 
 from torchlipreg.model.search import uses
 
 CONTAINERS = (list, dict, set, deque)
 LONG = 1000  # from there on a list is known by its length alone
-OWN = frozenset(nn.Module().__dict__)
+OWN = list(nn.Module().__dict__)  # which nearly all modules have first
+SIMPLE = frozenset((int, float, bool, str, bytes, tuple, type(None), torch.dtype, torch.device))  # cannot be written
 PRIVATE = ("torch.", "accelerate.", "deepspeed.", "torchlipreg.")  # whose hooks keep state of their own
 
 
@@ -35,25 +37,35 @@ class Kept:
         """
         self._only = only
         self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._parameters: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._cells: list[tuple[Any, Any]] = []
 
-    def note(self, m: nn.Module) -> None:
-        """Note what there is on a module."""
+    def note(self, m: nn.Module) -> list[tuple[str, Any]]:
+        """Note what there is on a module.
+
+        Returns:
+            The attributes that it has beyond those of any module and beyond numbers, strings and the like.
+        """
         values = m.__dict__
-        if self._only is not None:
+        if self._only is None:
+            self._attributes.append((values, values.copy()))
+        else:
             self._attributes.append((values, {name: values[name] for name in self._only if name in values}))
-            return
-        self._attributes.append((values, values.copy()))
+        names = [*values]
+        names = names[len(OWN) :] if names[: len(OWN)] == OWN else [name for name in names if name not in OWN]
+        extras = [(name, values[name]) for name in names if type(values[name]) not in SIMPLE]
+        if self._only is not None:
+            return extras
         if m._parameters:
-            self._containers.append((m._parameters, m._parameters.copy()))
-        if len(values) > len(OWN):
-            for name, value in values.items():
-                if isinstance(value, CONTAINERS) and name not in OWN:
-                    self._note_container(value)
+            self._parameters.append((m._parameters, m._parameters.copy()))
+        for _, value in extras:
+            if isinstance(value, CONTAINERS):
+                self._note_container(value)
         if m._forward_hooks or m._forward_pre_hooks:
             for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()):
                 self.note_function(hook)
+        return extras
 
     def _note_container(self, value: Any) -> None:
         self._containers.append((value, len(value) if len(value) > LONG else value.copy()))
@@ -91,7 +103,7 @@ class Kept:
     def differs(self) -> bool:
         """Say whether anything is not as it was noted."""
         return (
-            any(not _same(values, before) for values, before in self._attributes)
+            any(not _same(values, before) for values, before in [*self._attributes, *self._parameters])
             or any(cell.cell_contents is not before for cell, before in self._cells)
             or any(not _unchanged(value, before) for value, before in self._containers)
         )
@@ -99,13 +111,10 @@ class Kept:
     def put_back(self) -> None:
         """Put everything back; may be called again after it was interrupted."""
         for values, before in self._attributes:
-            if self._only is not None:
-                values.update(before)
-                for name in self._only & values.keys() - before.keys():
-                    del values[name]
-            elif not _same(values, before):
-                values.update(before)  # never empty on the way: a thread or a signal may look
-                for name in values.keys() - before.keys():
+            values.update(before)  # never empty on the way: a thread or a signal may look
+            if len(values) > len(before):
+                added = values.keys() - before.keys()
+                for name in added if self._only is None else added & self._only:
                     del values[name]
         for cell, before in self._cells:
             cell.cell_contents = before
@@ -113,6 +122,10 @@ class Kept:
 
     def put_back_containers(self) -> None:
         """Put back what lists, dicts and sets held."""
+        for parameters, own in self._parameters:
+            parameters.update(own)
+            if len(parameters) > len(own):
+                _refill(parameters, own)
         for value, before in self._containers:
             if not _unchanged(value, before):
                 _refill(value, before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -97,9 +97,9 @@ def check_unused_parameters(model: Any, outputs: Any, penalty: Tensor) -> None:
         )
 
 
-def is_sharded(modules: Iterable[nn.Module]) -> bool:
+def is_sharded(modules: Collection[nn.Module]) -> bool:
     """Say whether FSDP (1 or 2) shards one of the modules, and so puts parameters in place in its forward."""
-    return any(_is_fsdp1(m) or _is_fsdp2(m) for m in modules)
+    return any(map(_is_fsdp1, modules)) or any(map(_shards, {*map(type, modules)}))
 
 
 def _is_fsdp1(m: nn.Module) -> bool:
@@ -107,4 +107,8 @@ def _is_fsdp1(m: nn.Module) -> bool:
 
 
 def _is_fsdp2(m: nn.Module) -> bool:
-    return hasattr(type(m), "set_requires_gradient_sync")  # of the type: a miss on a module takes ten times as long
+    return _shards(type(m))  # a miss on a module takes ten times as long
+
+
+def _shards(kind: type) -> bool:
+    return hasattr(kind, "set_requires_gradient_sync")
