@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchlipreg.call.looks import Looks
 from torchlipreg.call.saved import STATE_VERSION, from_dict, gather, to_dict
 from torchlipreg.call.settings import Ascent, Exponent, Method, Settings, Stochastic
 from torchlipreg.call.state import PenaltyState
@@ -296,9 +297,8 @@ class LipschitzPenalty:
             self._state.calls += moves
             return torch.zeros((), device=x.device)
         generator = self._state.generator(x.device, self.settings.seed)
-        step = Step(
-            self.settings, self.radius, self._state, self._reuse, self._inspector, self._watch, generator, moves
-        )
+        looks = Looks(self.settings, self._state, self._inspector, self._watch)
+        step = Step(self.settings, self.radius, self._state, self._reuse, looks, generator, moves)
         factor, interval = self.weight * self.settings.movement, self.settings.interval
         penalty = factor * interval * step(model, x, outputs, model_kwargs)
         self._watch.follow(penalty, factor, interval)

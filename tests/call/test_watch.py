@@ -91,7 +91,7 @@ def test_looks_leave_the_training_as_it_is(monkeypatch):
 
 def test_every_eighth_call_then_every_sixty_fourth(monkeypatch):
     looks, penalty, net = [], bare("tv", 0.1), mlp()
-    monkeypatch.setattr(penalty._watch, "look", lambda value, fx: looks.append(penalty._watch._calls))
+    monkeypatch.setattr(penalty._watch, "look", lambda value, fx, rounding: looks.append(penalty._watch._calls))
     for _ in range(EARLY * LOOKS + 3 * LATE):
         penalty(net, torch.randn(4, 6))
     assert looks[:LOOKS] == list(range(EARLY, EARLY * LOOKS + 1, EARLY))
@@ -233,3 +233,33 @@ def test_ratio_at_the_ends():
 def test_bad_input_of_the_ratio(arguments, error, match):
     with pytest.raises(error, match=match):
         gradient_ratio(*arguments(torch.ones(2, requires_grad=True)))
+
+
+def one_output(offset, **options):
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    penalty = LipschitzPenalty("tv", 0.1, **{"radius": 8 / 255, **options})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(LOOKS + 20):
+            x = torch.randn(16, 6)
+            out = net(x) + offset
+            loss = (out - offset - x[:, :1]).square().mean()
+            (loss + penalty(lambda z: net(z) + offset, x)).backward()
+            net.zero_grad()
+    return [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize("options", [{}, {"radius": 0.1, "output_norm": math.inf}, {"scale": 1.0}])
+def test_outputs_of_which_rounding_leaves_nothing_are_told_once(every_call, options):
+    (message,) = one_output(1e5, **options)
+    assert "rounding" in message
+    assert "outputs near zero" in message
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_outputs_with_enough_digits_are_not(every_call, offset):
+    assert one_output(offset) == []
+
+
+def test_a_derivative_does_not_round(every_call):
+    assert not any("rounding" in message for message in one_output(1e5, radius=0))

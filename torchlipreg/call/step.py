@@ -13,17 +13,17 @@ from torch import Tensor
 
 from torchlipreg.call.climbing import climbing
 from torchlipreg.call.first_batch import first_look
+from torchlipreg.call.looks import Looks
 from torchlipreg.call.methods import Batch, LocalPairs, PersistentPairs, finite_copy
-from torchlipreg.call.reduction import by_row, reduce, reduce_here
+from torchlipreg.call.reduction import by_row, reduce
 from torchlipreg.call.region import Region
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
-from torchlipreg.call.watch import ROWS, Watch
 from torchlipreg.geometry.ascent import Objective, Rule, ascend
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.inspection import Inspector, Seen
+from torchlipreg.model.inspection import Seen
 from torchlipreg.model.modules import compute_dtype
 from torchlipreg.model.reuse import LoopOutputs, OutputReuse
 from torchlipreg.model.side import SideRows, split_side, take_rows
@@ -39,9 +39,8 @@ class Step:
         settings: Of the penalty.
         radius: ε as the user has it; None for pairs of different data points.
         state: Of the penalty; changed after everything that may fail.
-        inspector: What a forward shows of a model.
         reuse: Whether the loop's outputs may stand for f(x).
-        watch: Sees the penalty's gradient now and then.
+        looks: What it sees of the model beside its work.
         rng: The penalty's own generator.
         remember: What ``finish`` has to do, once the call has moved pairs.
         estimate: The largest quotient, once the call has been.
@@ -52,8 +51,7 @@ class Step:
     radius: float | None
     state: PenaltyState
     reuse: OutputReuse
-    inspector: Inspector
-    watch: Watch
+    looks: Looks
     rng: torch.Generator
     update: bool
     remember: Callable[[], None] | None = field(default=None, init=False)
@@ -72,7 +70,7 @@ class Step:
             The value, with a gradient to the parameters.
         """
         points, (side, rest) = self.settings.raw(x), split_side(kwargs, x.shape[0])
-        seen = self.inspector.known(model) or self._inspect(model, points, side, rest)
+        seen = self.looks.inspector.known(model) or self._inspect(model, points, side, rest)
         region = Region(self.settings, self._resolution(model, seen, points))
         method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region)
         with self._fixed(model, rest, x.shape[0], seen, eager=region.resolution.limit) as f:
@@ -90,7 +88,7 @@ class Step:
                 carried = self._ascend(rule, objective, region, batch, carried)
             quotients = q(carried.pairs, batch.valid)
             if self.update:
-                self._look(f, region, carried, batch.valid, quotients)
+                self.looks(f, q, carried, batch.valid, quotients)
         value = self._reduce(quotients, batch.valid)
         if self.update:
             self.remember = partial(method.remember, self.state, carried, batch, by_row(quotients.detach()))
@@ -124,7 +122,7 @@ class Step:
         """Look at a model before its first call: two forwards."""
         with self._fixed(model, rest, len(points), None) as f:
             some = points if len(points) else points.new_zeros(1, *points.shape[1:])
-            return self.inspector.look(model, f.given(side), some)
+            return self.looks.inspector.look(model, f.given(side), some)
 
     def _quotient(self, f: FixedFunction, region: Region) -> PairQuotient:
         return PairQuotient(f, self.settings.input_norm, self.settings.output_norm, region.resolution)
@@ -193,32 +191,3 @@ class Step:
     def _reduce(self, q: Tensor, valid: Tensor | None) -> Tensor:
         value, self.estimate = reduce(q, valid, self.settings)
         return value
-
-    def _look(
-        self, f: FixedFunction, region: Region, carried: Carried, valid: Tensor | None, quotients: Tensor
-    ) -> None:
-        """Look at the model now and then: is it random, does the penalty weigh as much as it should?"""
-        for caution in f.cautions:
-            self.state.warn_once(caution)
-        if self.inspector.due():
-            some = f.given(take_rows(carried.side, slice(ROWS)))
-            self.inspector.look_again(some, carried.pairs.x[:ROWS].detach())
-        if self.watch.due():
-            self._watch(f, region, carried, valid, quotients)
-
-    def _watch(
-        self, f: FixedFunction, region: Region, carried: Carried, valid: Tensor | None, quotients: Tensor
-    ) -> None:
-        """Let the watch see the value's gradient at some pairs (max: the largest), in a graph of its own."""
-        count = min(ROWS, len(quotients))
-        if count < 2 or f.is_sharded or torch.compiler.is_compiling():
-            return
-        largest = self.settings.method == "max"
-        rows = by_row(quotients.detach()).topk(count).indices if largest else slice(count)
-        pairs = carried.pairs.map(lambda z: z[rows])
-        with f.eagerly():
-            f = f.given(take_rows(carried.side, rows))
-            q, fx = self._quotient(f, region), f(pairs.x)
-            q.fx = fx.detach() if self.settings.one_sided else fx
-            some = q(pairs, None if valid is None else valid[rows])
-        self.watch.look(reduce_here(some, self.settings), fx)

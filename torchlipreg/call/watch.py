@@ -20,6 +20,7 @@ BALANCE = 0.2  # a share with which the penalty holds back the task
 STRETCH = 2.0  # what the task still asks for where outputs are half of what it wants
 WEIGHTS = 2  # the matrices nearest to the output stand for all parameters
 ROWS = 32  # pairs stand for all
+ROUNDED = 1 / 16  # of a movement may be the machine's rounding of outputs: a few times that, deep down, is all of it
 NO_TASK = 1e5  # a share beyond is rounding: there was no task in that backward
 
 
@@ -39,6 +40,8 @@ class Watch:
     2 (1/k − 1) for squared errors and outputs k times the right ones, in whatever units, and for the cross-entropy of
     logits near a common value one over their distance.
 
+    Rounded is one that measures what the machine rounds of large outputs: see :func:`torchlipreg.call.looks.rounding`.
+
     Attributes:
         share: The last that is known, None before.
     """
@@ -46,7 +49,7 @@ class Watch:
     def __init__(self) -> None:
         self.share: float | None = None
         self._calls = 0
-        self._agreeing = {"inert": 0, "ruinous": 0}
+        self._agreeing = dict.fromkeys(("rounded", "inert", "ruinous"), 0)
         self._look: _Look | None = None
         self._followed: _Look | None = None
         self._later = Later()
@@ -57,19 +60,20 @@ class Watch:
         often = self._calls <= EARLY * LOOKS or 0 < max(self._agreeing.values()) < LOOKS
         return self._calls % (EARLY if often else LATE) == 0
 
-    def look(self, value: Tensor, fx: Tensor) -> None:
+    def look(self, value: Tensor, fx: Tensor, rounding: Tensor) -> None:
         """Take the penalty's gradient.
 
         Args:
             value: reduceᵢ qᵢ^exponent at some pairs, 0-dim, with a graph that was built for the look.
             fx: Outputs at their data points, shape (N, *).
+            rounding: How much of what outputs move may be rounding, 0-dim.
         """
         self.collect()
         weights = nearest_weights(value, WEIGHTS)
         if weights:
             # retain_graph: statistics of BatchNorm that follow the batch share their graph with the training's.
             gradients = torch.autograd.grad(value, weights, retain_graph=True)
-            self._look = _Look(weights, [g.float() for g in gradients], variance_of(fx.detach().float()))
+            self._look = _Look(weights, [g.float() for g in gradients], variance_of(fx.detach().float()), rounding)
 
     def follow(self, penalty: Tensor, factor: float, interval: int) -> None:
         """Read the sum with the task's gradient in the backward that the penalty takes part in, if this call looked.
@@ -91,16 +95,21 @@ class Watch:
         found = self._later.take()
         if found is None:
             return
-        share, stretch = found
+        share, stretch, rounding = found
         if not share < NO_TASK:  # a backward of the penalty alone, or a step that overflowed
             return
         self.share = share
-        for verdict, agrees in (("inert", share < INERT), ("ruinous", share > BALANCE and stretch > STRETCH)):
+        found_now = {
+            "rounded": rounding > ROUNDED,
+            "inert": share < INERT,
+            "ruinous": share > BALANCE and stretch > STRETCH,
+        }
+        for verdict, agrees in found_now.items():
             looks = self._agreeing[verdict] + 1 if agrees else self._agreeing[verdict] - SETBACK
             self._agreeing[verdict] = max(0, looks)
 
     def verdict(self) -> str | None:
-        """Return "inert" or "ruinous" if 50 looks agree on it."""
+        """Return "rounded", "inert" or "ruinous" if 50 looks agree on it."""
         return next((verdict for verdict, looks in self._agreeing.items() if looks >= LOOKS), None)
 
     def _note(self, found: Tensor) -> None:
@@ -114,8 +123,8 @@ class Watch:
 class _Look:
     """One look: the penalty's gradient is known, the sum with the task's comes with the loop's backward."""
 
-    def __init__(self, weights: list[Tensor], gradients: list[Tensor], variance: Tensor) -> None:
-        self.weights, self.gradients, self.variance = weights, gradients, variance
+    def __init__(self, weights: list[Tensor], gradients: list[Tensor], variance: Tensor, rounding: Tensor) -> None:
+        self.weights, self.gradients, self.variance, self.rounding = weights, gradients, variance, rounding
         self.task: dict[int, Tensor] = {}
         self.done: set[int] = set()
         self.loss_scale: Tensor | None = None  # ∂ loss / ∂ penalty: loss scaling and accumulation are in it
@@ -140,7 +149,7 @@ class _Look:
         if self.loss_scale is not None and len(self.done) == len(self.task) == len(self.weights):
             share = self.loss_scale.abs() * _norm(self.gradients) / _norm(list(self.task.values()))
             growth = (self.task[0] * self.weights[0].detach()).sum().abs() * (self.factor / self.loss_scale).abs()
-            self.note(torch.stack([share, growth / self.variance]))
+            self.note(torch.stack([share, growth / self.variance, self.rounding.to(share)]))
             self.unhook()
 
     def unhook(self) -> None:
@@ -165,6 +174,13 @@ def variance_of(outputs: Tensor) -> Tensor:
 
 def advice(verdict: str, share: float, weight: float) -> str:
     """Return what to tell the user: what is wrong, the probable causes, and what to set."""
+    if verdict == "rounded":
+        return (
+            f"The penalty sees rounding errors: in {LOOKS} looks outputs moved from x to x′ by little more than what "
+            "their dtype rounds of them. Let the model give outputs near zero (standardised targets, a common offset "
+            "added behind it), train in more precision, or give a larger `radius`; radius=0 takes derivatives instead "
+            "of differences."
+        )
     if verdict == "inert":
         return (
             f"The penalty does nothing: in {LOOKS} looks its gradient was under {INERT:g} of the task's (now "

@@ -1,0 +1,82 @@
+"""Looks: what a call sees of the model beside its work, now and then and never waiting for the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from torchlipreg.call.reduction import by_row, reduce_here
+from torchlipreg.call.settings import Settings
+from torchlipreg.call.state import Carried, PenaltyState
+from torchlipreg.call.watch import ROWS, Watch
+from torchlipreg.geometry.norms import row_norm
+from torchlipreg.geometry.pairs import PairSet
+from torchlipreg.geometry.quotient import PairQuotient
+from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.inspection import Inspector
+from torchlipreg.model.side import take_rows
+
+
+@dataclass
+class Looks:
+    """Is the model random, does the penalty weigh as much as it should, and does it see more than rounding?
+
+    Attributes:
+        settings: Of the penalty.
+        state: Of the penalty, which warns once.
+        inspector: What a forward shows of a model.
+        watch: Sees the penalty's gradient now and then.
+    """
+
+    settings: Settings
+    state: PenaltyState
+    inspector: Inspector
+    watch: Watch
+
+    def __call__(
+        self, f: FixedFunction, q: PairQuotient, carried: Carried, valid: Tensor | None, quotients: Tensor
+    ) -> None:
+        """Look, in those calls in which it is due.
+
+        Args:
+            f: The model as a fixed function, without side inputs.
+            q: The quotient that the call computes.
+            carried: Pairs with their side inputs.
+            valid: Which of the pairs count, shape (N,), bool; None for all.
+            quotients: Of the pairs, shape (N, *).
+        """
+        for caution in f.cautions:
+            self.state.warn_once(caution)
+        if self.inspector.due():
+            some = f.given(take_rows(carried.side, slice(ROWS)))
+            self.inspector.look_again(some, carried.pairs.x[:ROWS].detach())
+        if self.watch.due():
+            self._watch(f, q, carried, valid, quotients)
+
+    def _watch(
+        self, f: FixedFunction, q: PairQuotient, carried: Carried, valid: Tensor | None, quotients: Tensor
+    ) -> None:
+        """Let the watch see the value's gradient at some pairs (max: the largest), in a graph of its own."""
+        count = min(ROWS, len(quotients))
+        if count < 2 or f.is_sharded or torch.compiler.is_compiling():
+            return
+        largest = self.settings.method == "max"
+        rows = by_row(quotients.detach()).topk(count).indices if largest else slice(count)
+        pairs = carried.pairs.map(lambda z: z[rows])
+        with f.eagerly():
+            f = f.given(take_rows(carried.side, rows))
+            fx = f(pairs.x)
+            q = replace(q, f=f, fx=fx.detach() if self.settings.one_sided else fx)
+            some = q(pairs, None if valid is None else valid[rows])
+        self.watch.look(reduce_here(some, self.settings), fx, rounding(q, pairs, some, fx))
+
+
+def rounding(q: PairQuotient, pairs: PairSet, quotients: Tensor, fx: Tensor) -> Tensor:
+    """Return ε_machine max |f(x)| / ‖f(x′) − f(x)‖ of the middle pair, 0-dim: how much of it may be rounding."""
+    if q.resolution.limit:  # a derivative, which is not a difference of rounded values
+        return fx.new_zeros(())
+    moved = by_row(quotients.detach()) * pairs.distance(q.input_norm).detach()
+    return (torch.finfo(fx.dtype).eps * row_norm(fx.detach(), math.inf) / moved).nanmedian()
