@@ -1,11 +1,13 @@
-"""The pictures of the CIFAR-10 experiment: the frontier of clean accuracy and robustness, and what it costs."""
+"""The pictures of the CIFAR-10 experiment: accuracy against strength; clean against robust, and what it costs."""
 
+import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullLocator
 
 from examples.experiments.cifar.judge import judge, points
+from examples.experiments.cifar.measures import STRENGTHS
 from examples.experiments.common.labels import place
 
 FAMILIES = {  # a knob turned: recipes in its order
@@ -19,12 +21,45 @@ FAMILIES = {  # a knob turned: recipes in its order
     "tv of weight 10, share": (("tv-fourth", "tv-eighth", "tv-quarter-10"), "#009E73", "o"),
     "tv on logits, a quarter": (("logits-quarter",), "#0072B2", "*"),
 }
+CURVES = {  # as many as a picture can hold
+    "plain": ("plain training", "#000000", "o", ":"),
+    "fgsm": ("FGSM adversarial training", "#D55E00", "s", "--"),
+    "pgd": ("PGD-7 adversarial training", "#CC79A7", "P", "-."),
+    "tv-fourth": ("torchlipreg, every 4th step", "#0072B2", "D", "-"),
+}
 
 
 def draw(results, folder):
     plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    drawn = (_picture(results, network, Path(folder)) for network in results.networks())
+    drawn = (make(results, network, Path(folder)) for network in results.networks() for make in (_strength, _picture))
     return [path for path in drawn if path is not None]
+
+
+def _strength(results, network, folder):
+    """Accuracy against the strength of the attack."""
+    names = {0: "clean"} | {255 * strength: f"pgd linf {strength}" for strength in STRENGTHS["pgd linf"]}
+    shown = [recipe for recipe in CURVES if results.numbers(network, recipe, list(names.values())[-1])]
+    if len(shown) < 2:
+        return None
+    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    seeds = set()
+    for recipe in shown:
+        label, colour, marker, dash = CURVES[recipe]
+        values = [[100 * v for v in results.numbers(network, recipe, name)] for name in names.values()]
+        seeds.add(len(values[-1]))
+        spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+        price = results.step_time(network, recipe)
+        label += f" ({price[1]:.2g} × the time)" if price and recipe != "plain" else ""
+        style = {"color": colour, "marker": marker, "linestyle": dash, "capsize": 3}
+        axis.errorbar(list(names), list(map(statistics.mean, values)), spreads, label=label, **style)
+    axis.set(xlabel="strength of the attack: ℓ∞, in 255ths (PGD, 20 steps)", ylim=(0, None))
+    axis.set_ylabel("accuracy (%)")
+    axis.set_title(
+        f"{results.meta['images']}, {network}, {max(seeds)} seed{'s' if max(seeds) > 1 else ''}", fontsize=11
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    return _save(figure, folder / f"cifar_{network}_strength.png")
 
 
 def _picture(results, network, folder):
@@ -38,7 +73,10 @@ def _picture(results, network, folder):
     left.set_ylabel(f"robust at ℓ∞ 8/255 (%), {label}", fontsize=11)
     seeds = max(point.seeds for point in found.values())
     figure.suptitle(f"{results.meta['images']}, {network}, " + (f"up to {seeds} seeds" if seeds > 1 else "one seed"))
-    path = folder / f"cifar_{network}_frontier.png"
+    return _save(figure, folder / f"cifar_{network}_frontier.png")
+
+
+def _save(figure, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=72)
     plt.close(figure)

@@ -13,6 +13,7 @@ from examples.experiments.common.measures import GRADIENT_ATTACKS, Measure, accu
 CORRUPTED = 2_000  # images
 BATCH = 100  # of an attack: larger ones fall out of the cache of one core
 NOISES = {"noise": (0.05, 0.1, 0.2)}
+STRENGTHS = {"pgd linf": tuple(pixels / 255 for pixels in (1, 2, 4, 8, 12, 16))}
 EPSILON = 8 / 255
 BOUND = [("linf", EPSILON)]  # (norm, ε) at which AutoAttack judges first
 MORE_BOUNDS = [("linf", 2 / 255), ("linf", 4 / 255), ("linf", 16 / 255), ("l2", 0.5)]
@@ -58,6 +59,7 @@ def measures(images):
     by_gradient = partial(on_some, attacks=GRADIENT_ATTACKS)
     return {
         "curves": Measure(partial(curves, strengths=NOISES, every={}), NOISES),
+        "strengths": Measure(partial(curves, strengths=STRENGTHS, every={"pgd linf": 20}), (STRENGTHS, 20)),
         "corruptions": Measure(corrupted, (sorted(CORRUPTIONS), CORRUPTED)),
         "apgd": Measure(partial(by_gradient, bounds=BOUND), (BOUND, images, GRADIENT_ATTACKS)),
         "apgd-more": Measure(partial(by_gradient, bounds=MORE_BOUNDS), (MORE_BOUNDS, images, GRADIENT_ATTACKS)),
