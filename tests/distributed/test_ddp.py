@@ -24,6 +24,7 @@ from data_parallel import (
 )
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.algorithms.join import Join
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -328,3 +329,14 @@ class Raw(nn.Module):
 @pytest.mark.parametrize("method", METHODS)
 def test_raw_units_on_two_processes(two, method):
     two.run(normalised_run, method)
+
+
+def join(rank):
+    model = DDP(Net("none"))
+    with Join([model]):
+        with pytest.raises(RuntimeError, match=r"join\(\) cannot take a penalty"):
+            build("tv")(model, batch(rank, 0).float())
+
+
+def test_join_is_refused(two):
+    two.run(join)

@@ -121,3 +121,28 @@ def test_a_warning_of_torch_itself_is_all_that_pyproject_ignores():
         warnings.simplefilter("always")
         model(x.clone()).sum().backward()
     assert all("grad attribute of a Tensor that is not a leaf" in str(w.message) for w in told)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("build", [mlp, batchnorm_net])
+@pytest.mark.parametrize("method", ["tv", "max"])
+def test_a_whole_training_step_that_is_compiled(method, build, backend):
+    torch.manual_seed(0)
+    net = build()
+    found = []
+    for compiles in (False, True):
+        model, penalty = copy.deepcopy(net), penalty_of(method)
+        model[-2].eval()  # Dropout, whose random numbers a compiled graph draws in an order of its own
+
+        def loss(x, model=model, penalty=penalty):
+            out = model(x)
+            return out.square().mean() + penalty(model, x, out)
+
+        step = torch.compile(loss, backend=backend) if compiles else loss
+        torch.manual_seed(1)
+        for n in (8, 8, 5):
+            model.zero_grad()
+            value = step(torch.randn(n, 6))
+            value.backward()
+        found.append((value.detach(), gradients(model), penalty.estimate))
+    torch.testing.assert_close(found[1], found[0])

@@ -1,5 +1,6 @@
 """What a forward leaves behind is put back, and each forward starts from the same."""
 
+import copy
 import functools
 import threading
 
@@ -283,3 +284,70 @@ def test_the_lower_bound_leaves_random_numbers_alone():
     for _ in range(2):
         penalty(net, x)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Quantised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        return self.dequant(self.body(self.quant(x)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(("method", "options"), SETTINGS[:-1])
+def test_observers_of_quantisation_aware_training_are_held(method, options):
+    """They would fit their ranges to the penalty's points, in eval mode too."""
+    torch.manual_seed(0)
+    net = Quantised().train()
+    net.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    torch.ao.quantization.prepare_qat(net, inplace=True)
+    for _ in range(20):
+        net(torch.rand(32, 6))
+    x = 3 * torch.rand(16, 6)  # beyond the ranges
+    before, penalty = traces(net), penalty_of(method, **options)
+    value = penalty(net, x)
+    assert same(traces(net), before)
+    fixed = copy.deepcopy(net).eval().apply(torch.ao.quantization.disable_observer)
+    pairs = penalty.pairs
+    moved = (fixed(pairs.x_prime) - fixed(pairs.x)).norm(dim=1)
+    q = moved / (pairs.x_prime - pairs.x).norm(dim=1, p=penalty.settings.input_norm)
+    torch.testing.assert_close(penalty.estimate, q.amax().detach())
+    assert value.requires_grad
+
+
+class Held:
+    """Counts the bytes that graphs hold until backward."""
+
+    bytes = 0
+
+    def __init__(self, t):
+        self.t, self.size = t, t.numel() * t.element_size()
+        Held.bytes += self.size
+
+    def __del__(self):
+        Held.bytes -= self.size
+
+
+def test_checkpoints_of_transformers_spare_memory_and_change_nothing():
+    """Their layers recompute in train mode only, and the penalty sees them in eval mode."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=6, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=4
+    )
+    net, x, found = transformers.ViTForImageClassification(config).train(), torch.randn(4, 3, 16, 16), {}
+    for recomputes in (False, True):
+        if recomputes:
+            getattr(net, "activation_checkpointing_enable", net.gradient_checkpointing_enable)()
+        with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.t):
+            value = penalty_of("tv")(net, x)
+            found[recomputes] = Held.bytes
+        net.zero_grad()
+        value.backward()
+        found[recomputes] = found[recomputes], gradients(net)
+        del value
+    assert found[True][0] < 0.6 * found[False][0]
+    torch.testing.assert_close(found[True][1], found[False][1])

@@ -31,6 +31,11 @@ def check_parallelism(model: Any) -> None:
     """
     if not (isinstance(model, nn.Module) and dist.is_available() and dist.is_initialized()):
         return
+    if isinstance(model, nn.parallel.DistributedDataParallel) and model._join_config.enable:
+        raise RuntimeError(
+            "DDP's join() cannot take a penalty: a rank that has run out of data would miss the penalty's collectives. "
+            "Leave it out, and let such a rank call model and penalty with an empty batch."
+        )
     if model not in _HOLDS_FSDP1:
         _check_parameters(model)
         _HOLDS_FSDP1[model] = any(map(_is_fsdp1, model.modules()))

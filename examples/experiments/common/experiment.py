@@ -32,6 +32,7 @@ class Experiment:
         measures: Name -> :class:`~examples.experiments.common.measures.Measure`.
         tables: (results, network) -> tables of common/tables.py.
         draw: (results, folder) -> paths of the pictures.
+        brief: Recipes of the README's own table, in its order.
         quick_recipes, quick_measures, quick_epochs: Of the quick form.
         training: Class of a training run, :class:`~examples.experiments.common.training.Training` where it is None.
         stated: What else a training depends on, by name, for the records.
@@ -48,6 +49,7 @@ class Experiment:
     measures: dict
     tables: Callable
     draw: Callable = no_pictures
+    brief: tuple = ()
     quick_recipes: tuple = ("plain",)
     quick_measures: tuple = ()
     quick_epochs: int = 30  # of few steps

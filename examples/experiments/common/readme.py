@@ -20,11 +20,20 @@ def filled(readme, name, contents):
 
 
 def contents_of(experiment, results):
-    """A network's tables, and how they were made."""
+    """A network's tables, its brief one for the README, and how they were made."""
     contents = {network: f"No results of `{network}` yet." for network in experiment.recipes}
     for network in results.networks():
-        contents[network] = "\n\n".join(markdown(table) for table in experiment.tables(results, network))
+        made_of = experiment.tables(results, network)
+        contents[network] = "\n\n".join(markdown(table) for table in made_of)
+        if experiment.brief:
+            contents[f"{network}_brief"] = markdown(_brief(experiment, results, network, made_of[0]))
     return contents | {"made": made(results.meta)}
+
+
+def _brief(experiment, results, network, table):
+    labels = [results.label(network, recipe) for recipe in experiment.brief if results.of(network, recipe)]
+    rows = sorted((row for row in table.rows if row[0] in labels), key=lambda row: labels.index(row[0]))
+    return table._replace(rows=rows)
 
 
 def made(meta):
