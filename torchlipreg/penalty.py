@@ -277,8 +277,8 @@ class LipschitzPenalty:
             RuntimeError: If the model's parallelism cannot take a penalty, or another rank refused its first batch.
         """
         if torch.compiler.is_compiling():  # a whole training step: tracing what a call does to flags would go wrong
-            alone: Tensor = torch.compiler.disable(self)(model, x, outputs, update=update, model_kwargs=model_kwargs)
-            return alone
+            eager: Callable[..., Tensor] = torch.compiler.disable(self)  # type: ignore[no-untyped-call]
+            return eager(model, x, outputs, update=update, model_kwargs=model_kwargs)
         check_points("x", x, may_be_empty=world_size() > 1)
         check_mapping("model_kwargs", model_kwargs)
         check_parallelism(model)
