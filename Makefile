@@ -1,8 +1,8 @@
-# `make demo` and `make test` set up what they need in .venv, from a plain Python >= 3.10 with pip.
+# `make demo`, `make test` and `make docs` set up what they need in .venv, from a plain Python >= 3.10 with pip.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo check test test-slow lint clean
+.PHONY: demo check test test-slow lint docs clean
 
 demo: .venv/examples
 	$(BIN)/python examples/quickstart.py
@@ -22,8 +22,13 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The site, in out/docs: warnings are errors, and every link, anchor and picture in it leads somewhere.
+docs: .venv/docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs out/docs
+	$(BIN)/python docs/check_html.py out/docs
+
 # One resolver run for torch, torchvision and timm: mixed builds do not import together.
-.venv/examples .venv/test: pyproject.toml
+.venv/examples .venv/test .venv/docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -e '.[$(notdir $@)]'
 	touch $@

@@ -1,0 +1,64 @@
+"""Sphinx's settings. `make docs` builds the site; it needs no network."""
+
+import os
+
+from docutils import nodes
+from latex2mathml.converter import convert
+
+from torchlipreg import __version__
+
+project = "torchlipreg"
+author = "the authors of torchlipreg"
+release = version = __version__
+language = "en_GB"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["images"]
+myst_enable_extensions = ["deflist", "dollarmath"]
+myst_heading_anchors = 3
+suppress_warnings = ["toc.empty_glob"]  # pages that may not be there yet
+
+# References into other projects need their inventories, which are on the network.
+intersphinx_mapping = {}
+if os.environ.get("DOCS_INTERSPHINX"):
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+    }
+
+# Every reference to the library's own names must lead somewhere.
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(?!torchlipreg\.).*")]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the signature is long enough, and the arguments say what they take
+autodoc_preserve_defaults = True  # 8 / 255 and math.inf as they are written
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
+add_module_names = False
+
+html_theme = "furo"
+html_title = f"torchlipreg {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_math_renderer = "mathml"  # browsers show it themselves: no script from the network
+pygments_style, pygments_dark_style = "friendly", "monokai"
+
+
+def math(translator, node):
+    display = "block" if isinstance(node, nodes.math_block) else "inline"
+    translator.body.append(f'<div class="math">{convert(node.astext(), display=display)}</div>' if display == "block"
+                           else convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def setup(app):
+    app.add_html_math_renderer("mathml", inline_renderers=(math, None), block_renderers=(math, None))
