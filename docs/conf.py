@@ -1,6 +1,7 @@
 """Sphinx's settings. `make docs` builds the site; it needs no network."""
 
 import os
+import re
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -40,6 +41,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature is long enough, and the arguments say what they take
 autodoc_preserve_defaults = True  # 8 / 255 and math.inf as they are written
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # autodoc describes a NamedTuple's attributes already
 python_maximum_signature_line_length = 88
 add_module_names = False
 
@@ -54,11 +56,17 @@ pygments_style, pygments_dark_style = "friendly", "monokai"
 
 
 def math(translator, node):
-    display = "block" if isinstance(node, nodes.math_block) else "inline"
-    translator.body.append(f'<div class="math">{convert(node.astext(), display=display)}</div>' if display == "block"
-                           else convert(node.astext()))
+    is_block = isinstance(node, nodes.math_block)
+    formula = convert(node.astext(), display="block" if is_block else "inline")
+    translator.body.append(f'<div class="math">{formula}</div>' if is_block else formula)
     raise nodes.SkipNode
 
 
+def escape(app, what, name, obj, options, lines):
+    """Let shapes, (N, *), and bars be themselves, which are mark-up in reStructuredText."""
+    lines[:] = [re.sub(r"\|(⟨.*?⟩)\|", r"\|\1\|", re.sub(r", \*\)", r", \*)", line)) for line in lines]
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", escape)
     app.add_html_math_renderer("mathml", inline_renderers=(math, None), block_renderers=(math, None))
