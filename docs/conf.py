@@ -23,7 +23,6 @@ extensions = [
 exclude_patterns = ["images"]
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]  # pages that may not be there yet
 
 # References into other projects need their inventories, which are on the network.
 intersphinx_mapping = {}
