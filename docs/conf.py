@@ -49,7 +49,7 @@ html_title = f"torchlipreg {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
-html_show_sourcelink = False
+html_show_sourcelink = html_show_copyright = False
 html_math_renderer = "mathml"  # browsers show it themselves: no script from the network
 pygments_style, pygments_dark_style = "friendly", "monokai"
 

@@ -5,6 +5,7 @@
 Writes into docs/images. The polynomial's pictures there come from `python -m examples.experiments.polynomial`.
 """
 
+import itertools
 import math
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def draw_turning():
         offset = rescale(torch.tensor([[math.cos(start), math.sin(start)]]), radius, p)
         found = path_of(net, PairSet(x, x + offset), p, Power(p, anchored=True), 4, power=True)
         places = torch.cat([pairs.x_prime for pairs in found])
-        for i, (a, b) in enumerate(zip(places, places[1:], strict=False)):
+        for i, (a, b) in enumerate(itertools.pairwise(places)):
             if (b - a).norm() > 0.02:
                 arrow = {"arrowstyle": "-|>", "color": ORANGE, "lw": 2, "shrinkA": 5, "shrinkB": 5}
                 ax.annotate("", b, a, arrowprops=arrow | {"connectionstyle": f"arc3,rad={-0.15 if i else -0.2}"})
@@ -68,7 +69,14 @@ def draw_turning():
         ax.plot(*torch.cat([x, places[-1:]]).T, color=ORANGE, lw=1.5, ls="--")
         ax.plot(*x[0], "o", color=BLACK, ms=8, mec="white")
         ax.annotate("x stays", x[0], (-58, -16), textcoords="offset points", weight="bold")
-        ax.annotate("x′ starts", places[0], (10, 6) if p == 2 else (-72, 8), textcoords="offset points", color=ORANGE, weight="bold")
+        ax.annotate(
+            "x′ starts",
+            places[0],
+            (10, 6) if p == 2 else (-72, 8),
+            textcoords="offset points",
+            color=ORANGE,
+            weight="bold",
+        )
         quotients = [float(difference_quotient(net, x, place[None], input_norm=p)) for place in places]
         ax.set_title(f"{name}: quotient {quotients[0]:.2f} → {' → '.join(f'{q:.2f}' for q in quotients[1:4])}")
         ax.set(aspect="equal", xlabel="first input")
@@ -113,8 +121,13 @@ def draw_climbing():
         means = [difference_quotient(net, z.x, z.x_prime).mean() for z in found]
         ax.plot(range(steps + 1), means, style, color=color, label=name)
     ax.axhline(top, color=BLACK, ls=":", lw=1.5)
-    ax.annotate("local Lipschitz constant (operator norm of the Jacobian)", (steps, top), (0, 6), ha="right",
-                textcoords="offset points")
+    ax.annotate(
+        "local Lipschitz constant (operator norm of the Jacobian)",
+        (steps, top),
+        (0, 6),
+        ha="right",
+        textcoords="offset points",
+    )
     ax.set(xlabel="ascent steps", ylabel="quotient, mean of 64 digits", ylim=(0, None), xticks=range(0, steps + 1, 2))
     ax.legend(loc="lower right")
     return fig

@@ -1,6 +1,6 @@
 """Run the Python blocks of a page, in order, in one namespace; put what they print into the ```text blocks after them.
 
-    python tests/pages.py docs/tutorial.md
+python tests/pages.py docs/tutorial.md
 """
 
 import contextlib

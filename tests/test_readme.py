@@ -3,13 +3,13 @@
 import re
 from pathlib import Path
 
+import pages
 import pytest
 import torch
-from torch import nn
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+BLOCKS = [code for code, _ in pages.blocks(README)]
 
 
 @pytest.fixture(scope="module")
@@ -21,30 +21,7 @@ def process_group():
 
 @pytest.fixture(scope="module")
 def namespace(tmp_path_factory, process_group):
-    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
-    x, y = torch.rand(300, 64), torch.randint(10, (300,))
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=128)
-    optimizer = torch.optim.Adam(model.parameters())
-
-    def train_one_epoch(model, loader, penalty):
-        for xb, yb in loader:
-            out = model(xb)
-            (nn.functional.cross_entropy(out, yb) + penalty(model, xb, out)).backward()
-        return 0.95
-
-    return {
-        "torch": torch,
-        "rank": 0,
-        "net": nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)),
-        "DistributedDataParallel": nn.parallel.DistributedDataParallel,
-        "model": model,
-        "x": x,
-        "loader": loader,
-        "criterion": nn.CrossEntropyLoss(),
-        "optimizer": optimizer,
-        "train_one_epoch": train_one_epoch,
-        "path": tmp_path_factory.mktemp("readme") / "checkpoint.pt",
-    }
+    return pages.what_a_script_has(tmp_path_factory.mktemp("readme"))
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))

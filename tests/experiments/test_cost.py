@@ -1,4 +1,4 @@
-"""The cost benchmark: its counts against PyTorch's, its instruments against what is known, its table in the README.
+"""The cost benchmark: its counts against PyTorch's, its instruments against what is known, its table on its page.
 
 The count of operations is exact and does not depend on the machine, so it is what holds the step to its price: a
 forward too many or a weight gradient in the ascent would show at once.
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-README = EXAMPLES.parent / "README.md"
+PAGE = EXAMPLES.parent / "docs" / "results" / "cost.md"
 QUICK = ["--quick", "--models", "two-layer", "--contenders", "tv", "tv, interval=8", "max, N/2 pairs", "FGSM training"]
 
 
@@ -122,8 +122,8 @@ def quick(tmp_path_factory):
     from examples.experiments.cost import __main__ as benchmark_step
 
     folder = tmp_path_factory.mktemp("benchmark")
-    (folder / "README.md").write_text("a\n<!-- benchmark_step -->\nold\n<!-- /benchmark_step -->\nb\n")
-    arguments = [*QUICK, "--out", str(folder / "new" / "r.json"), "--readme", str(folder / "README.md")]
+    (folder / "page.md").write_text("a\n<!-- benchmark_step -->\nold\n<!-- /benchmark_step -->\nb\n")
+    arguments = [*QUICK, "--out", str(folder / "new" / "r.json"), "--page", str(folder / "page.md")]
     return benchmark_step.main(arguments), folder
 
 
@@ -146,25 +146,25 @@ def command_tail():
     return "--contenders tv 'tv, interval=8' 'max, N/2 pairs' 'FGSM training' --quick"
 
 
-def test_readme_is_written(quick):
-    from examples.experiments.cost.report import readme_table
+def test_page_is_written(quick):
+    from examples.experiments.cost.report import page_table
 
     results, folder = quick
-    text = (folder / "README.md").read_text()
+    text = (folder / "page.md").read_text()
     assert text.startswith("a\n<!-- benchmark_step -->\n| time per step")
     assert text.endswith("\n<!-- /benchmark_step -->\nb\n")
-    assert readme_table(results) in text
+    assert page_table(results) in text
     row = next(row for row in results["models"]["two-layer"]["rows"] if row["contender"] == "tv")
     assert f"| tv | {row['time']:.2f} ({row['counted']:.2f}) |" in text
 
 
-def test_readme_shows_the_results_file():
+def test_page_shows_the_results_file():
     from examples.experiments.cost.__main__ import make_parser
-    from examples.experiments.cost.report import readme_table
+    from examples.experiments.cost.report import page_table
 
     results = json.loads((EXAMPLES / "experiments" / "results" / "benchmark_step.json").read_text(encoding="utf-8"))
-    shown = re.search(r"<!-- benchmark_step -->\n(.*)\n<!-- /benchmark_step -->", README.read_text("utf-8"), re.DOTALL)
-    assert shown[1] == readme_table(results), "run examples.experiments.cost with --out and --readme again"
+    shown = re.search(r"<!-- benchmark_step -->\n(.*)\n<!-- /benchmark_step -->", PAGE.read_text("utf-8"), re.DOTALL)
+    assert shown[1] == page_table(results), "run examples.experiments.cost with --out and --page again"
     assert {model["batch size"] for model in results["models"].values()} == {make_parser().get_default("batch_size")}
 
 

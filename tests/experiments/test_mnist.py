@@ -1,4 +1,4 @@
-"""The MNIST experiment in its quick form, the parts that it judges by, and the README's tables of it."""
+"""The MNIST experiment in its quick form, the parts that it judges by, and the documentation's tables of it."""
 
 import contextlib
 import dataclasses
@@ -274,17 +274,18 @@ def test_validation_images_are_neither_trained_on_nor_the_test_images():
     assert not (validation.x[:, None] == test.x[None]).flatten(2).all(2).any()
 
 
-def test_readme_shows_the_published_results():
-    from examples.experiments.common.readme import contents_of, filled, marked
+@pytest.mark.parametrize(("page", "places"), [("mnist", {"made", "mlp", "conv"}), ("settings", {"settings"})])
+def test_pages_show_the_published_results(page, places):
+    from examples.experiments.common.pages import contents_of, filled, marked
     from examples.experiments.common.results import PUBLISHED, read
     from examples.experiments.mnist.experiment import MNIST
     from examples.experiments.mnist.settings import contents as settings_contents
 
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "results" / f"{page}.md").read_text(encoding="utf-8")
     contents = contents_of(MNIST, read(PUBLISHED, "mnist_robustness"))
     contents |= settings_contents(read(PUBLISHED, "mnist_settings"))
-    assert {match[1] for match in marked("mnist").findall(readme)} == contents.keys()
-    assert filled(readme, "mnist", contents) == readme, "run both commands of the MNIST experiment with --readme"
+    assert {match[1] for match in marked("mnist").findall(text)} == places <= contents.keys()
+    assert filled(text, "mnist", contents) == text, "run both commands of the MNIST experiment with --page"
 
 
 def check_published(name, jobs):
@@ -330,7 +331,7 @@ COLUMNS = ("fgsm 0.1", "pgd linf 0.1", "pgd linf 0.2", "apgd linf 0.1", "pgd l2 
         ("conv", "tv", "trades", ["fgsm 0.1", "pgd linf 0.2", "pgd l2 1.0", "pgd l2 2.0", "noise 0.8"], 1 / 3),
     ],
 )
-def test_the_readmes_claims_hold_in_the_published_results(network, ours, theirs, columns, share):
+def test_the_pages_claims_hold_in_the_published_results(network, ours, theirs, columns, share):
     from examples.experiments.common.results import PUBLISHED, read
 
     results = read(PUBLISHED, "mnist_robustness")

@@ -1,7 +1,7 @@
 """One page of the experiment's tables and pictures, made from the records alone."""
 
 from examples.experiments.common.files import write
-from examples.experiments.common.readme import contents_of, made
+from examples.experiments.common.pages import contents_of, made
 
 
 def page(experiment, results):

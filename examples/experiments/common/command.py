@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from examples.experiments.common.files import write_json
-from examples.experiments.common.readme import contents_of, filled
+from examples.experiments.common.pages import contents_of, filled
 from examples.experiments.common.results import PUBLISHED, collect, read, read_times, save, times_path
 from examples.experiments.common.sweep import Job, sweep
 from examples.experiments.common.tables import print_tables
@@ -44,7 +44,7 @@ def options_from(experiment, arguments):
     )
     parser.add_argument("--collect", action="store_true", help="train and measure nothing, show what is there")
     parser.add_argument("--results", type=Path, help="where tables and figures go (default: OUT/results)")
-    parser.add_argument("--readme", type=Path, help="only fill this file's marked tables, from the published results")
+    parser.add_argument("--page", type=Path, help="only fill this file's marked tables, from the published results")
     parser.add_argument("--quick", action="store_true", help="small data and networks, one seed, no full AutoAttack")
     parser.set_defaults(command="")
     options = parser.parse_args(arguments)
@@ -100,15 +100,15 @@ def main(experiment, module, arguments=None):
         arguments: Of the command line.
 
     Returns:
-        The results, None where only a README was filled.
+        The results, None where only a page was filled.
     """
     options = options_from(experiment, arguments)
     options.command = command_line(module, arguments)
     name = f"{experiment.name}_robustness"
-    if options.readme is not None:
+    if options.page is not None:
         contents = contents_of(experiment, read(PUBLISHED, name))
-        text = options.readme.read_text(encoding="utf-8")
-        options.readme.write_text(filled(text, experiment.name, contents), encoding="utf-8")
+        text = options.page.read_text(encoding="utf-8")
+        options.page.write_text(filled(text, experiment.name, contents), encoding="utf-8")
         return None
     experiment = replace(experiment, device=options.device)
     torch.set_num_threads(1)  # so small networks gain little from more, and workers would be in one another's way

@@ -23,7 +23,7 @@ class Experiment:
     """Functions are those of modules, which travel to other processes by name: no lambdas.
 
     Attributes:
-        name: Of its files, and of its places in the README.
+        name: Of its files, and of its places in the documentation.
         images: What the images are called, and those of the quick form.
         load: (folder, split, quick) -> :class:`Data`; split is "validation", to choose settings by, or "test".
         build: (network, quick) -> untrained model.

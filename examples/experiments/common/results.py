@@ -10,7 +10,7 @@ import torch
 from examples.experiments.common.files import write, write_json
 from examples.experiments.common.versions import today, versions
 
-PUBLISHED = Path(__file__).parents[1] / "results"  # what the README's tables are made from
+PUBLISHED = Path(__file__).parents[1] / "results"  # what the documentation's tables are made from
 KEYS = ("network", "recipe", "seed")
 
 

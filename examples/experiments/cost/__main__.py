@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from examples.experiments.cost.contenders import CONTENDERS, SUBJECTS
-from examples.experiments.cost.report import describe_run, plot_steps, print_tables, save, write_readme
+from examples.experiments.cost.report import describe_run, plot_steps, print_tables, save, write_page
 from examples.experiments.cost.scaling import plot_scaling, scaling
 from examples.experiments.cost.steps import Bench, overhead
 
@@ -44,7 +44,7 @@ def make_parser():
     parser.add_argument("--scaling", action="store_true", help="draw the scaling curves instead")
     parser.add_argument("--quick", action="store_true", help="three rounds, tiny batches: only to see that it runs")
     parser.add_argument("--out", type=Path, help="the results, .json, with a .png beside them")
-    parser.add_argument("--readme", type=Path, help="put the table between this file's markers")
+    parser.add_argument("--page", type=Path, help="put the table between this file's markers")
     return parser
 
 
@@ -52,7 +52,7 @@ def command(parser, options):
     """The run's options, without where its results went."""
     words = ["python", "-m", "examples.experiments.cost"]
     for name, value in vars(options).items():
-        if value != parser.get_default(name) and name not in ("out", "readme"):
+        if value != parser.get_default(name) and name not in ("out", "page"):
             values = [] if value is True else value if isinstance(value, list) else [value]
             words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return shlex.join(words)
@@ -94,8 +94,8 @@ def main(arguments=None):
             results["models"][name] = {"image size": size, "batch size": batch, "rows": rows}
         print_tables(results)
         plot_steps(results, out.with_suffix(".png"))
-        if options.readme:
-            write_readme(results, options.readme)
+        if options.page:
+            write_page(results, options.page)
     save(results, out)
     print(f"Results: {out}, picture: {out.with_suffix('.png')}")
     return results

@@ -17,7 +17,7 @@ from rich.table import Table
 from examples.experiments.cost.contenders import CONTENDERS
 
 OURS, RIVALS, COUNTED = "#0072B2", "#D55E00", "#000000"  # of Okabe and Ito
-IN_README = [name for name in CONTENDERS if name not in ("plain", "tv, 2 steps", "sum, N/2 pairs")]
+ON_PAGE = [name for name in CONTENDERS if name not in ("plain", "tv, 2 steps", "sum, N/2 pairs")]
 MARKERS = "<!-- benchmark_step -->", "<!-- /benchmark_step -->"
 
 
@@ -87,7 +87,7 @@ def _overhead_line(row):
     )
 
 
-def readme_table(results):
+def page_table(results):
     """Measured and counted ratios side by side, as Markdown."""
     models = results["models"]
     heads = [f"{name}, {model['image size']} px" for name, model in models.items()]
@@ -95,7 +95,7 @@ def readme_table(results):
         f"| time per step (counted) | {' | '.join(heads)} | {' | '.join(f'memory, {name}' for name in models)} |",
         "|---" + "|--:" * 2 * len(models) + "|",
     ]
-    for contender in IN_README:
+    for contender in ON_PAGE:
         rows = [_find(model, contender) for model in models.values()]
         times = [f"{row['time']:.2f} ({row['counted']:.2f})" if row else "—" for row in rows]
         memory = [f"{row['memory']:.2f}" if row else "—" for row in rows]
@@ -113,13 +113,13 @@ def _find(model, contender):
     return next((row for row in model["rows"] if row["contender"] == contender), None)
 
 
-def write_readme(results, path):
+def write_page(results, path):
     """Put the table between the two markers."""
     before, _, rest = path.read_text(encoding="utf-8").partition(MARKERS[0])
     _, end, after = rest.partition(MARKERS[1])
     if not end:
         raise SystemExit(f"{path} lacks the lines {MARKERS[0]} and {MARKERS[1]}, between which the table goes.")
-    path.write_text(f"{before}{MARKERS[0]}\n{readme_table(results)}\n{end}{after}", encoding="utf-8")
+    path.write_text(f"{before}{MARKERS[0]}\n{page_table(results)}\n{end}{after}", encoding="utf-8")
 
 
 def plot_steps(results, path):

@@ -2,7 +2,7 @@
 
     python -m examples.experiments.mnist.settings --data FOLDER --workers 2
 
-One thing at a time is changed, one seed each. A stopped sweep goes on where it was. `--readme README.md` fills the
+One thing at a time is changed, one seed each. A stopped sweep goes on where it was. `--page FILE` fills the
 table of that file from the published results.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from examples.experiments.common.readme import filled, made
+from examples.experiments.common.pages import filled, made
 from examples.experiments.common.recipes import flip
 from examples.experiments.common.results import PUBLISHED, collect, read, save
 from examples.experiments.common.sweep import Job, sweep
@@ -78,11 +78,11 @@ def main(arguments=None):
     )
     parser.add_argument("--results", type=Path, help="where the tables go (default: OUT/results)")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
-    parser.add_argument("--readme", type=Path, help="only fill this file's marked table, from the published results")
+    parser.add_argument("--page", type=Path, help="only fill this file's marked table, from the published results")
     options = parser.parse_args(arguments)
-    if options.readme is not None:
-        text = options.readme.read_text(encoding="utf-8")
-        options.readme.write_text(filled(text, "mnist", contents(read(PUBLISHED, NAME))), encoding="utf-8")
+    if options.page is not None:
+        text = options.page.read_text(encoding="utf-8")
+        options.page.write_text(filled(text, "mnist", contents(read(PUBLISHED, NAME))), encoding="utf-8")
         return
     torch.set_num_threads(1)
     jobs = all_jobs(options.data, options.out)

@@ -1,4 +1,4 @@
-"""An experiment's tables in the README, each between markers: <!-- mnist mlp --> and <!-- end mnist mlp -->."""
+"""An experiment's tables in docs/results, each between markers: <!-- mnist mlp --> and <!-- end mnist mlp -->."""
 
 import re
 
@@ -9,14 +9,14 @@ def marked(name):
     return re.compile(rf"(<!-- {name} (\w+) -->\n).*?(<!-- end {name} \2 -->)", re.DOTALL)
 
 
-def filled(readme, name, contents):
+def filled(page, name, contents):
     """The text with each marked place filled whose name is in `contents`."""
 
     def fill(match):
         begin, place, end = match.groups()
         return f"{begin}{contents[place]}\n{end}" if place in contents else match.group()
 
-    return marked(name).sub(fill, readme)
+    return marked(name).sub(fill, page)
 
 
 def contents_of(experiment, results):
