@@ -24,6 +24,7 @@ lint: .venv/test
 
 # The site, in out/docs: warnings are errors, and every link, anchor and picture in it leads somewhere.
 docs: .venv/docs
+	rm -rf out/docs
 	$(BIN)/python -m sphinx -W --keep-going -q docs out/docs
 	$(BIN)/python docs/check_html.py out/docs
 

@@ -1,12 +1,19 @@
 """Sphinx's settings. `make docs` builds the site; it needs no network."""
 
+import inspect
 import os
 import re
+from functools import cached_property
+from pathlib import Path
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.util.docutils import SphinxDirective
 
+import torchlipreg
 from torchlipreg import __version__
+
+PACKAGE = Path(torchlipreg.__file__).parent
 
 project = "torchlipreg"
 author = "the authors of torchlipreg"
@@ -46,6 +53,7 @@ add_module_names = False
 
 html_theme = "furo"
 html_title = f"torchlipreg {version}"
+html_favicon = "_static/mark.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
@@ -61,11 +69,30 @@ def math(translator, node):
     raise nodes.SkipNode
 
 
-def escape(app, what, name, obj, options, lines):
+def escaped(line):
     """Let shapes, (N, *), and bars be themselves, which are mark-up in reStructuredText."""
-    lines[:] = [re.sub(r"\|(⟨.*?⟩)\|", r"\|\1\|", re.sub(r", \*\)", r", \*)", line)) for line in lines]
+    return re.sub(r"\|(\S[^|`]*)\|", r"\|\1\|", re.sub(r", \*\)", r", \*)", line))
+
+
+def escape(app, what, name, obj, options, lines):
+    if isinstance(obj, (property, cached_property)):  # napoleon takes what stands before the first colon for a type
+        lines[:] = [*(inspect.getdoc(obj) or "").splitlines(), ""]
+    lines[:] = map(escaped, lines)
+
+
+class Room(SphinxDirective):
+    """Document every module of a folder of the library, whatever files it has: ``.. room:: geometry``."""
+
+    required_arguments = 1
+
+    def run(self):
+        room = self.arguments[0]
+        names = sorted(path.stem for path in (PACKAGE / room).glob("[!_]*.py"))
+        lines = [line for n in names for line in (f".. automodule:: torchlipreg.{room}.{n}", "   :members:", "")]
+        return self.parse_text_to_nodes("\n".join(lines))
 
 
 def setup(app):
-    app.connect("autodoc-process-docstring", escape)
+    app.add_directive("room", Room)
+    app.connect("autodoc-process-docstring", escape, priority=600)  # after napoleon
     app.add_html_math_renderer("mathml", inline_renderers=(math, None), block_renderers=(math, None))

@@ -1,6 +1,6 @@
 """A network fitted to a polynomial with missing data, with and without a Lipschitz penalty: pictures in one dimension.
 
-    python -m examples.experiments.polynomial [--out DIR] [--quick]
+    python -m examples.experiments.polynomial [--out DIR] [--pictures FILE ...] [--quick]
 
 Writes five pictures, the counterparts of figures 1-5 and 17 of the report, and prints their numbers:
 
@@ -37,9 +37,11 @@ from examples.experiments.polynomial.training import GAPS, GRID, polynomial, tra
 def main(command_line=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("polynomial"), help="folder for the pictures")
+    parser.add_argument("--pictures", nargs="+", choices=FIGURES, default=list(FIGURES), help="default: all")
     parser.add_argument("--quick", action="store_true", help="short trainings, few settings: to see that it runs")
     arguments = parser.parse_args(command_line)
-    runs = plan(arguments.quick)
+    wanted = {FIGURES[file][0] for file in arguments.pictures}
+    runs = {picture: groups for picture, groups in plan(arguments.quick).items() if picture in wanted}
     fits = train_all(
         run for groups in runs.values() for columns in groups.values() for seeds in columns for run in seeds
     )
@@ -50,7 +52,8 @@ def main(command_line=None):
     problem = Problem(GRID.flatten().numpy(), polynomial(GRID).flatten().numpy(), GAPS)
     arguments.out.mkdir(parents=True, exist_ok=True)
     print(*summarise(results), sep="\n")
-    for file, (picture, draw) in FIGURES.items():
+    for file in arguments.pictures:
+        picture, draw = FIGURES[file]
         path = arguments.out / file
         draw(problem, results[picture]).savefig(path)
         print(path)

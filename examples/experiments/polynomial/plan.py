@@ -51,19 +51,25 @@ def summarise(results: dict[str, dict[str, list[list[Fit]]]]) -> Iterator[str]:
         values = [value(fit) for fit in fits]
         return f"{np.mean(values):.3f} ± {np.std(values):.3f}"
 
-    yield "\nMissing data: root mean square distance from the polynomial"
-    for name, (fits,) in results["fits"].items():
-        gap, data = (spread(fits, lambda fit, part=part: getattr(fit, part)) for part in ("gap_error", "data_error"))
-        yield f"  {name:36} where data is missing {gap}   elsewhere {data}"
-    yield "Ascent steps: what the penalty sees of the steepest slope, and the slope at the ends of the domain"
-    for name, (fits,) in results["ascent_steps"].items():
-        seen, true = spread(fits, lambda fit: fit.estimate), spread(fits, lambda fit: fit.steepest)
-        yield f"  {name:36} sees {seen} of {true}   at the ends {spread(fits, lambda fit: fit.end_slope)}"
-    yield "Ascents: accuracy on the polynomial, from the worst step size to the best"
-    for name, columns in results["ascents"].items():
-        means = [np.mean([fit.true_accuracy for fit in fits]) for fits in columns]
-        diverged = sum(not np.isfinite(fit.loss) for fits in columns for fit in fits)
-        yield f"  {name:36} {min(means):.3f} … {max(means):.3f}   diverged: {diverged}"
-    yield "Weight 10⁴: largest distance of the network from the mean of the data"
-    for name, columns in results["weights"].items():
-        yield f"  {name:36} {spread(columns[-1], lambda fit: fit.distance_from_mean)}"
+    if "fits" in results:
+        yield "\nMissing data: root mean square distance from the polynomial"
+        for name, (fits,) in results["fits"].items():
+            gap, data = (
+                spread(fits, lambda fit, part=part: getattr(fit, part)) for part in ("gap_error", "data_error")
+            )
+            yield f"  {name:36} where data is missing {gap}   elsewhere {data}"
+    if "ascent_steps" in results:
+        yield "Ascent steps: what the penalty sees of the steepest slope, and the slope at the ends of the domain"
+        for name, (fits,) in results["ascent_steps"].items():
+            seen, true = spread(fits, lambda fit: fit.estimate), spread(fits, lambda fit: fit.steepest)
+            yield f"  {name:36} sees {seen} of {true}   at the ends {spread(fits, lambda fit: fit.end_slope)}"
+    if "ascents" in results:
+        yield "Ascents: accuracy on the polynomial, from the worst step size to the best"
+        for name, columns in results["ascents"].items():
+            means = [np.mean([fit.true_accuracy for fit in fits]) for fits in columns]
+            diverged = sum(not np.isfinite(fit.loss) for fits in columns for fit in fits)
+            yield f"  {name:36} {min(means):.3f} … {max(means):.3f}   diverged: {diverged}"
+    if "weights" in results:
+        yield "Weight 10⁴: largest distance of the network from the mean of the data"
+        for name, columns in results["weights"].items():
+            yield f"  {name:36} {spread(columns[-1], lambda fit: fit.distance_from_mean)}"
