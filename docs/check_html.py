@@ -19,7 +19,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.anchors, self.links, self.faults = set(), [], []
+        self.anchors, self.links, self.faults, self.in_formula = set(), [], [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -32,6 +32,14 @@ class Page(HTMLParser):
             self.faults.append(f"a picture without a description: {address}")
         if address and address != "#":
             self.links.append((tag, address))
+        self.in_formula = self.in_formula or tag == "math"
+
+    def handle_endtag(self, tag):
+        self.in_formula = self.in_formula and tag != "math"
+
+    def handle_data(self, data):
+        if self.in_formula and "\\" in data:
+            self.faults.append(f"a formula with a command that is not known: {data.strip()}")
 
 
 def faults_of(site):

@@ -3,7 +3,6 @@
 import inspect
 import os
 import re
-from functools import cached_property
 from pathlib import Path
 
 from docutils import nodes
@@ -75,7 +74,7 @@ def escaped(line):
 
 
 def escape(app, what, name, obj, options, lines):
-    if isinstance(obj, (property, cached_property)):  # napoleon takes what stands before the first colon for a type
+    if what == "property":  # napoleon takes what stands before the first colon for a type
         lines[:] = [*(inspect.getdoc(obj) or "").splitlines(), ""]
     lines[:] = map(escaped, lines)
 

@@ -138,6 +138,7 @@ SOUND = '<h1 id="top">T</h1><a href="b.html#there">b</a><a href="#top">a</a><a h
         ('<img src="gone.png" alt="gone">', "no such file: gone.png"),
         ('<img src="b.html">', "a picture without a description: b.html"),
         ('<span class="x problematic">`y`</span>', "a reference that docutils could not make out, line 1"),
+        ("<math><mi>\\arg</mi></math>", "a formula with a command that is not known: \\arg"),
         ('<script src="https://example.org/x.js"></script>', "loaded from another site: https://example.org/x.js"),
     ],
 )
