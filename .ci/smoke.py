@@ -33,11 +33,11 @@ def batches(count=4):
 
 def core():
     """A loop with each method, measures, schedules, and a resume, where only torch is."""
-    warnings.simplefilter("error")
     found = [name for name in OPTIONAL if importlib.util.find_spec(name)]
     expect(not found, f"the environment of the core is not empty: {found}")
-    import torch
+    import torch  # which warns of a missing NumPy
 
+    warnings.simplefilter("error")
     import torchlipreg
 
     for method in ("max", "sum", "tv", "ptv"):

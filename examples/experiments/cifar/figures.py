@@ -21,13 +21,15 @@ FAMILIES = {  # a knob turned: recipes in its order
 }
 
 
-def draw(results, folder):
+def draw(results, folder, name):
     plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    drawn = (_picture(results, network, Path(folder)) for network in results.networks())
+    drawn = (
+        _picture(results, network, Path(folder, f"{name}_{network}_frontier.png")) for network in results.networks()
+    )
     return [path for path in drawn if path is not None]
 
 
-def _picture(results, network, folder):
+def _picture(results, network, path):
     found = points(results, network)
     if len(found) < 2:
         return None
@@ -38,7 +40,6 @@ def _picture(results, network, folder):
     left.set_ylabel(f"robust at ℓ∞ 8/255 (%), {label}", fontsize=11)
     seeds = max(point.seeds for point in found.values())
     figure.suptitle(f"{results.meta['images']}, {network}, " + (f"up to {seeds} seeds" if seeds > 1 else "one seed"))
-    path = folder / f"cifar_{network}_frontier.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=72)
     plt.close(figure)
@@ -66,7 +67,7 @@ def _price(axis, results, network, found):
         axis.errorbar(point.price, point.robust, point.robust_spread, color=colour, marker=marker, capsize=2)
         labels.append((point.price, point.robust, results.label(network, recipe), colour))
     ticks = [tick for tick in (1, 1.25, 1.5, 2, 3, 4, 6, 8, 12) if tick <= 1.3 * max(p.price for p in found.values())]
-    axis.set(xscale="log", xlabel="CPU time of a step, relative to plain training", title="the price")
+    axis.set(xscale="log", xlabel=f"{results.clock} of a step, relative to plain training", title="the price")
     axis.set_xticks(ticks, [f"{tick:g} ×" for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlim(0.9, 2 * max(p.price for p in found.values()))
