@@ -1,4 +1,4 @@
-"""The CIFAR-10 experiment, put together: in a size for two cores, in one for a GPU, in one for a GPU's first minutes."""
+"""The CIFAR-10 experiment, put together: in a size for two cores, one for a GPU, one for a GPU's first minutes."""
 
 from functools import partial
 

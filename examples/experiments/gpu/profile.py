@@ -17,7 +17,6 @@ from examples.experiments.common.files import write_json
 from examples.experiments.cost.contenders import CONTENDERS, SUBJECTS
 from examples.experiments.cost.measure import LiveBytes
 
-MODELS = ("resnet50", "vit_small")
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "cudaStreamSynchronize", "cudaEventSynchronize")
 PROFILED = 3  # steps
 QUIET = 66  # steps that must not wait: one of them is a 64th, in which the penalty looks at the model anew
@@ -113,7 +112,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     device, size, batch = ("cpu", 32, 8) if options.rehearse else ("cuda", 224, 128)
     measure = partial(measured, size=size, batch=batch, device=device, quick=options.rehearse)
-    models = {name: {contender: measure(name, contender) for contender in ("plain", "tv")} for name in MODELS}
+    names = ("resnet18", "vit_tiny") if options.rehearse else ("resnet50", "vit_small")
+    models = {name: {contender: measure(name, contender) for contender in ("plain", "tv")} for name in names}
     write_json(options.out, {"image size": size, "batch size": batch, "models": models})
     for name, of in models.items():
         more = of["tv"]["waits"] - of["plain"]["waits"]
