@@ -110,9 +110,9 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("out/gpu/profile.json"))
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny images and batches")
     options = parser.parse_args(arguments)
-    device, size, batch = ("cpu", 32, 8) if options.rehearse else ("cuda", 224, 128)
+    device, size, batch = ("cpu", 32, 4) if options.rehearse else ("cuda", 224, 128)
     measure = partial(measured, size=size, batch=batch, device=device, quick=options.rehearse)
-    names = ("resnet18", "vit_tiny") if options.rehearse else ("resnet50", "vit_small")
+    names = ("mlp", "vit_tiny") if options.rehearse else ("resnet50", "vit_small")
     models = {name: {contender: measure(name, contender) for contender in ("plain", "tv")} for name in names}
     write_json(options.out, {"image size": size, "batch size": batch, "models": models})
     for name, of in models.items():
