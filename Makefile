@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo check test test-slow lint docs clean
+.PHONY: demo check test test-slow lint docs dist dist-oldest gpu gpu-rehearsal clean
 
 demo: .venv/examples
 	$(BIN)/python examples/quickstart.py
@@ -28,8 +28,23 @@ docs: .venv/docs
 	$(BIN)/python -m sphinx -W --keep-going -q docs out/docs
 	$(BIN)/python docs/check_html.py out/docs
 
+# What would be released: the sdist and the wheel in dist/, tried in fresh environments. Each holds torch: gigabytes.
+dist: .venv/dist
+	$(BIN)/python .ci/dist.py
+
+# The same wheel with the oldest releases that pyproject.toml admits, say `make dist-oldest PYTHON=python3.10`.
+dist-oldest: .venv/dist
+	$(BIN)/python .ci/dist.py --no-build --oldest --python $(PYTHON)
+
+# On a machine with a GPU: its tests and its numbers, in under ten minutes. The rehearsal does the same on any CPU.
+gpu: .venv/test
+	$(BIN)/python -m examples.experiments.gpu
+
+gpu-rehearsal: .venv/test
+	$(BIN)/python -m examples.experiments.gpu --rehearse
+
 # One resolver run for torch, torchvision and timm: mixed builds do not import together.
-.venv/examples .venv/test .venv/docs: pyproject.toml
+.venv/examples .venv/test .venv/docs .venv/dist: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -e '.[$(notdir $@)]'
 	touch $@

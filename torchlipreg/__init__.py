@@ -4,7 +4,7 @@ from torchlipreg.measure import difference_quotient, gradient_ratio, lipschitz_l
 from torchlipreg.penalty import LipschitzPenalty
 from torchlipreg.schedules import DiscrepancyWeight, ExponentialWeight, RadiusDecay, WeightWarmup
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "DiscrepancyWeight",
     "ExponentialWeight",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import DEVICE, on_gpu
 from torch import nn
 
 ROOT = Path(__file__).parents[2]
@@ -237,12 +238,11 @@ def test_a_record_says_what_made_it(quick):
     assert str(out) not in json.dumps(record)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@on_gpu
 def test_a_quick_run_on_a_gpu(tmp_path):
     from examples.experiments.cifar.__main__ import main
 
-    arguments = ["--quick", "--device", "cuda", "--scale", "gpu", "--networks", "conv-bn", "--out", str(tmp_path)]
+    arguments = ["--quick", "--device", DEVICE, "--scale", "gpu", "--networks", "conv-bn", "--out", str(tmp_path)]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         results = main(arguments)
     assert len(results.rows) == 4

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import DEVICE, on_gpu
 from torch import nn
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -168,14 +169,12 @@ def test_page_shows_the_results_file():
     assert {model["batch size"] for model in results["models"].values()} == {make_parser().get_default("batch_size")}
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@on_gpu
 @pytest.mark.parametrize("more", [[], ["--autocast"], ["--compile"]], ids=str)
 def test_on_a_gpu(tmp_path, more):
-    """Written without a GPU at hand."""
     from examples.experiments.cost import __main__ as benchmark_step
 
-    results = benchmark_step.main([*QUICK, "--device", "cuda", *more, "--out", str(tmp_path / "r.json")])
+    results = benchmark_step.main([*QUICK, "--device", DEVICE, *more, "--out", str(tmp_path / "r.json")])
     assert all(row["time"] > 0 for row in results["models"]["two-layer"]["rows"])
 
 

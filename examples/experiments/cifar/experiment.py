@@ -1,4 +1,4 @@
-"""The CIFAR-10 experiment, put together: in a size for two cores, and in one for a GPU."""
+"""The CIFAR-10 experiment, put together: in a size for two cores, one for a GPU, one for a GPU's first minutes."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def at_scale(name, images, epochs, factor, judged, learning_rate=4e-3):
         recipes=RECIPES,
         measures=measures(judged),
         tables=partial(tables, judged=judged),
-        draw=draw,
+        draw=partial(draw, name=name),
         brief=("plain", "fgsm-quarter", "fgsm", "n-fgsm", "tv-fourth", "tv-quarter-10"),
         quick_recipes=("plain", "fgsm", "tv-quarter", "prior-guided"),
         quick_measures=("curves", "corruptions", "apgd"),
@@ -45,4 +45,5 @@ def at_scale(name, images, epochs, factor, judged, learning_rate=4e-3):
 SCALES = {
     "cores": at_scale("cifar", images=10_000, epochs=10, factor=1, judged=300),
     "gpu": at_scale("cifar-gpu", images=45_000, epochs=30, factor=4, judged=1_000, learning_rate=2e-3),
+    "gpu-short": at_scale("cifar-gpu-short", images=45_000, epochs=8, factor=4, judged=300, learning_rate=2e-3),
 }

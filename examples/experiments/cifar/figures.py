@@ -29,13 +29,18 @@ CURVES = {  # as many as a picture can hold
 }
 
 
-def draw(results, folder):
+def draw(results, folder, name):
     plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
-    drawn = (make(results, network, Path(folder)) for network in results.networks() for make in (_strength, _picture))
+    kinds = {"strength": _strength, "frontier": _picture}
+    drawn = (
+        make(results, network, Path(folder, f"{name}_{network}_{kind}.png"))
+        for network in results.networks()
+        for kind, make in kinds.items()
+    )
     return [path for path in drawn if path is not None]
 
 
-def _strength(results, network, folder):
+def _strength(results, network, path):
     """Accuracy against the strength of the attack."""
     names = {0: "clean"} | {255 * strength: f"pgd linf {strength}" for strength in STRENGTHS["pgd linf"]}
     shown = [recipe for recipe in CURVES if results.numbers(network, recipe, list(names.values())[-1])]
@@ -59,10 +64,10 @@ def _strength(results, network, folder):
     )
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    return _save(figure, folder / f"cifar_{network}_strength.png")
+    return _save(figure, path)
 
 
-def _picture(results, network, folder):
+def _picture(results, network, path):
     found = points(results, network)
     if len(found) < 2:
         return None
@@ -73,7 +78,7 @@ def _picture(results, network, folder):
     left.set_ylabel(f"robust at ℓ∞ 8/255 (%), {label}", fontsize=11)
     seeds = max(point.seeds for point in found.values())
     figure.suptitle(f"{results.meta['images']}, {network}, " + (f"up to {seeds} seeds" if seeds > 1 else "one seed"))
-    return _save(figure, folder / f"cifar_{network}_frontier.png")
+    return _save(figure, path)
 
 
 def _save(figure, path):
@@ -104,7 +109,7 @@ def _price(axis, results, network, found):
         axis.errorbar(point.price, point.robust, point.robust_spread, color=colour, marker=marker, capsize=2)
         labels.append((point.price, point.robust, results.label(network, recipe), colour))
     ticks = [tick for tick in (1, 1.25, 1.5, 2, 3, 4, 6, 8, 12) if tick <= 1.3 * max(p.price for p in found.values())]
-    axis.set(xscale="log", xlabel="CPU time of a step, relative to plain training", title="the price")
+    axis.set(xscale="log", xlabel=f"{results.clock} of a step, relative to plain training", title="the price")
     axis.set_xticks(ticks, [f"{tick:g} ×" for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlim(0.9, 2 * max(p.price for p in found.values()))

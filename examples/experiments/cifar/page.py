@@ -8,7 +8,11 @@ def page(experiment, results):
     contents = contents_of(experiment, results)
     parts = [f"# Natural images: {results.meta['images'].split(' of ')[1]}", made(results.meta), _how(results)]
     for network in results.networks():
-        parts += [f"## {network}", contents[network], f"![frontier and price](cifar_{network}_frontier.png)"]
+        parts += [
+            f"## {network}",
+            contents[network],
+            f"![frontier and price]({experiment.name}_{network}_frontier.png)",
+        ]
     return "\n\n".join(parts) + "\n"
 
 

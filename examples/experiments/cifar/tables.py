@@ -23,12 +23,12 @@ NOTES = {
     "AutoAttack": "AutoAttack: the standard four attacks; ℓ∞ in 255ths of the range of a pixel.",
     "noise": "Noise is added as it is, without a clamp to [0, 1].",
     "corrupted": "corrupted: the mean of Gaussian blur, contrast, pixelate and JPEG as in CIFAR-10-C, on 2,000 images.",
-    "time": "time: CPU time of a step, relative to plain, taken in turns.",
 }
 
 
 def tables(results, network, judged):
     """AutoAttack has seen the first `judged` images."""
-    notes = NOTES | {attack: f"{NOTES[attack]} On the first {judged:,} images." for attack in ("APGD", "AutoAttack")}
+    notes = NOTES | {"time": f"time: {results.clock} of a step, relative to plain, taken in turns."}
+    notes |= {attack: f"{NOTES[attack]} On the first {judged:,} images." for attack in ("APGD", "AutoAttack")}
     made = robustness(results, network, COLUMNS, notes), goals(results, network)
     return [table for table in made if table.rows]

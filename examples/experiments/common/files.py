@@ -14,3 +14,7 @@ def write(path, save):
     part = path.with_name(f"{path.name}.{os.getpid()}")
     save(part)
     os.replace(part, path)
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))

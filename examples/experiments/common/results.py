@@ -24,6 +24,11 @@ class Results:
     def __init__(self, rows, meta):
         self.rows, self.meta = rows, meta
 
+    @property
+    def clock(self):
+        """What step times are: a GPU's own, or the work of one core."""
+        return "GPU time" if self.meta.get("device") == "cuda" else "CPU time"
+
     def networks(self):
         return list(dict.fromkeys(row["network"] for row in self.rows))
 
@@ -56,11 +61,15 @@ def collect(jobs, folder, command):
         if times.pop("settings", None) == job.recipe.settings():
             described["step time"] = times
         recipes.setdefault(job.network, {})[job.name] = described
+    on_gpu = jobs[0].experiment.device == "cuda"
     meta = {
         "command": command,
         "date": today(),
         "versions": versions(),
-        "processor": f"{platform.machine()}, {torch.get_num_threads()} thread",
+        "processor": torch.cuda.get_device_name()
+        if on_gpu
+        else f"{platform.machine()}, {torch.get_num_threads()} thread",
+        **({"device": "cuda"} if on_gpu else {}),
         "images": f"{jobs[0].split} images of {jobs[0].experiment.images[jobs[0].quick]}",
         "recipes": recipes,
     }
