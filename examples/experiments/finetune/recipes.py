@@ -49,14 +49,22 @@ WAYS = {
     "tv-fourth": cifar.tv(10, 1 / 4, interval=4),
     "tv-quarter": cifar.tv(10, 1 / 4),
 }
+QUARTER = cifar.tv(10, 1 / 4)
 TUNED = {  # to choose from, on validation images only
-    **{
-        f"{way}-{peak:g}": of(WAYS[way], 0.1, peak=peak) for peak in (1e-3, 2e-3, 4e-3) for way in ("fgsm", "tv-fourth")
-    },
+    "tv-quarter-0.004": of(QUARTER, 0.1, peak=4e-3),
+    "logits-quarter-0.004": of(cifar.tv_logits(0.3, 1 / 4), 0.1, peak=4e-3),
+    "fgsm-0.004": of(WAYS["fgsm"], 0.1, peak=4e-3),
+    "tv-quarter-warm": of(QUARTER, 0.1, peak=4e-3, warmup=0.5),
+    "tv-fourth-0.004": of(WAYS["tv-fourth"], 0.1, peak=4e-3),
+    "logits-quarter-1": of(cifar.tv_logits(1, 1 / 4), 0.1, peak=4e-3),
+    "tv-whole-0.004": of(cifar.tv(10), 0.1, peak=4e-3),
+    "tv-quarter-0.002": of(QUARTER, 0.1, peak=2e-3),
+    "fgsm-0.008": of(WAYS["fgsm"], 0.1, peak=8e-3),
+    "tv-quarter-0.008": of(QUARTER, 0.1, peak=8e-3),
+    "fgsm-0.002": of(WAYS["fgsm"], 0.1, peak=2e-3),
+    "fgsm-0.001": of(WAYS["fgsm"], 0.1, peak=1e-3),
+    "tv-fourth-0.001": of(WAYS["tv-fourth"], 0.1, peak=1e-3),
     "tv-fourth-warm": of(WAYS["tv-fourth"], 0.1, peak=4e-3, warmup=0.5),
-    "tv-fourth-20": of(cifar.tv(20, 1 / 4, interval=4), 0.1, peak=4e-3),
-    "tv-fourth-frozen": of(WAYS["tv-fourth"], 0.1, peak=4e-3, frozen=2),
-    "tv-quarter-10": of(WAYS["tv-quarter"], 0.1, peak=4e-3),
     "tv-quarter-20": of(cifar.tv(20, 1 / 4), 0.1, peak=4e-3),
 }
 BASE = {"base": FineTune("as it was", part=0.0)}

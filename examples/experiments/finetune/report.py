@@ -72,11 +72,12 @@ def changes(results, network, seeds=None):
 
 
 def tables(results, network):
-    made = [_accuracies(results, network), _comparison(results, network)]
+    made = [accuracies(results, network), _comparison(results, network)]
     return [table for table in made if table.rows]
 
 
-def _accuracies(results, network):
+def accuracies(results, network):
+    """A row for each recipe, with its price."""
     title, heading, rows, notes = robustness(results, network, COLUMNS, NOTES)
     prices = [price(results, network, recipe) for recipe in results.recipes(network)]
     if any(prices):
