@@ -49,23 +49,17 @@ WAYS = {
     "tv-fourth": cifar.tv(10, 1 / 4, interval=4),
     "tv-quarter": cifar.tv(10, 1 / 4),
 }
-QUARTER = cifar.tv(10, 1 / 4)
+QUARTER, FOURTH = WAYS["tv-quarter"], WAYS["tv-fourth"]
 TUNED = {  # to choose from, on validation images only
-    "tv-quarter-0.004": of(QUARTER, 0.1, peak=4e-3),
-    "logits-quarter-0.004": of(cifar.tv_logits(0.3, 1 / 4), 0.1, peak=4e-3),
-    "fgsm-0.004": of(WAYS["fgsm"], 0.1, peak=4e-3),
+    "tv-quarter-cold": of(QUARTER, 0.1, peak=4e-3),
     "tv-quarter-warm": of(QUARTER, 0.1, peak=4e-3, warmup=0.5),
-    "tv-fourth-0.004": of(WAYS["tv-fourth"], 0.1, peak=4e-3),
-    "logits-quarter-1": of(cifar.tv_logits(1, 1 / 4), 0.1, peak=4e-3),
-    "tv-whole-0.004": of(cifar.tv(10), 0.1, peak=4e-3),
-    "tv-quarter-0.002": of(QUARTER, 0.1, peak=2e-3),
-    "fgsm-0.008": of(WAYS["fgsm"], 0.1, peak=8e-3),
-    "tv-quarter-0.008": of(QUARTER, 0.1, peak=8e-3),
-    "fgsm-0.002": of(WAYS["fgsm"], 0.1, peak=2e-3),
-    "fgsm-0.001": of(WAYS["fgsm"], 0.1, peak=1e-3),
-    "tv-fourth-0.001": of(WAYS["tv-fourth"], 0.1, peak=1e-3),
-    "tv-fourth-warm": of(WAYS["tv-fourth"], 0.1, peak=4e-3, warmup=0.5),
-    "tv-quarter-20": of(cifar.tv(20, 1 / 4), 0.1, peak=4e-3),
+    "tv-quarter-20-warm": of(cifar.tv(20, 1 / 4), 0.1, peak=4e-3, warmup=1.0),
+    "tv-fourth-warm": of(FOURTH, 0.1, peak=4e-3, warmup=0.5),
+    "logits-quarter-cold": of(cifar.tv_logits(0.3, 1 / 4), 0.1, peak=4e-3),
+    "logits-quarter-warm": of(cifar.tv_logits(0.3, 1 / 4), 0.1, peak=4e-3, warmup=1.0),
+    "tv-quarter-warm-0.008": of(QUARTER, 0.1, peak=8e-3, warmup=1.0),
+    **{f"fgsm-{peak:g}": of(WAYS["fgsm"], 0.1, peak=peak) for peak in (1e-3, 2e-3, 4e-3, 8e-3)},
+    **{f"tv-fourth-{peak:g}": of(FOURTH, 0.1, peak=peak) for peak in (1e-3, 2e-3)},
 }
 BASE = {"base": FineTune("as it was", part=0.0)}
 RECIPES = BASE | {f"{way}{end}": of(WAYS[way], part) for part, end in ((0.1, ""), (0.2, "-2")) for way in WAYS}

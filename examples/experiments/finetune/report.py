@@ -57,16 +57,14 @@ def price(results, network, recipe):
 
 def changes(results, network, seeds=None):
     """Return recipe -> :class:`Change` against the network as it was, for what was judged and timed."""
-    judged, before = judge(results, network), {row["seed"]: row for row in results.of(network, "base")}
-    found = {}
+    judged, found = judge(results, network), {}
+    numbers = ("clean", judged[0] if judged else "", "noise 0.1")
+    before = {row["seed"]: row for row in results.of(network, "base") if all(name in row for name in numbers)}
     for recipe in points(results, network, seeds):
         wanted = seeds_of(results, network, recipe) & before.keys() & (before.keys() if seeds is None else seeds)
         rows = [row for row in results.of(network, recipe) if row["seed"] in wanted]
-        gained = [
-            tuple(100 * (row[name] - before[row["seed"]][name]) for row in rows)
-            for name in ("clean", judged[0], "noise 0.1")
-        ]
-        if rows:
+        if rows and all(name in row for row in rows for name in numbers):
+            gained = [tuple(100 * (row[name] - before[row["seed"]][name]) for row in rows) for name in numbers]
             found[recipe] = Change(*gained, price(results, network, recipe))
     return found
 
