@@ -104,7 +104,7 @@ def main(experiment, module, arguments=None):
     """
     options = options_from(experiment, arguments)
     options.command = command_line(module, arguments)
-    name = f"{experiment.name}_robustness"
+    name = experiment.records
     if options.page is not None:
         contents = contents_of(experiment, read(PUBLISHED, name))
         text = options.page.read_text(encoding="utf-8")

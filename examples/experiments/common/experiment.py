@@ -38,6 +38,7 @@ class Experiment:
         stated: What else a training depends on, by name, for the records.
         timing: Of the step times: how many steps in a round, a multiple of every `interval`, and how many rounds.
         device: "cpu" or "cuda".
+        results_name: Of the results files; NAME_robustness where it is empty.
     """
 
     name: str
@@ -59,6 +60,11 @@ class Experiment:
     stated: dict = field(default_factory=dict)
     timing: tuple[int, int] = (8, 40)
     device: str = "cpu"
+    results_name: str = ""
+
+    @property
+    def records(self):
+        return self.results_name or f"{self.name}_robustness"
 
     def also(self, recipes):
         """Return the same experiment with more recipes, network -> name -> Recipe; what is trained already stays."""

@@ -1,0 +1,72 @@
+"""The picture of the fine-tuning experiment: what is gained for how much clean accuracy, and for how much time."""
+
+import statistics
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.ticker import NullLocator
+
+from examples.experiments.cifar.judge import judge
+from examples.experiments.finetune.report import changes
+
+COLOURS = {
+    "plain": ("#999999", "D"),
+    "fgsm": ("#D55E00", "s"),
+    "pgd": ("#000000", "v"),
+    "tv-fourth": ("#009E73", "o"),
+    "tv-quarter": ("#0072B2", "o"),
+}
+
+
+def draw(results, folder):
+    plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False})
+    drawn = (_picture(results, network, Path(folder)) for network in results.networks())
+    return [path for path in drawn if path is not None]
+
+
+def _picture(results, network, folder):
+    found = changes(results, network)
+    if len(found) < 2:
+        return None
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.5), layout="constrained", sharey=True)
+    for way, (colour, marker) in COLOURS.items():
+        names = sorted((name for name in found if _way(name) == way), key=lambda name: found[name].price)
+        if not names:
+            continue
+        label = results.label(network, names[0]).rpartition(", a tenth")[0]
+        clean, robust = ([_mean(getattr(found[name], of)) for name in names] for of in ("clean", "robust"))
+        style = {"color": colour, "marker": marker, "label": label, "capsize": 2, "alpha": 0.9}
+        errors = [_spread(found[name].robust) for name in names]
+        left.errorbar(clean, robust, errors, [_spread(found[name].clean) for name in names], **style)
+        right.errorbar([100 * found[name].price for name in names], robust, errors, **style)
+    left.set(xlabel="clean accuracy gained, points", title="what it costs in clean accuracy")
+    left.set_ylabel(f"robust accuracy gained at ℓ∞ 8/255, points\n({judge(results, network)[1]})")
+    right.set(xlabel="time, as a share of the plain training's", title="what it costs in time", xscale="log")
+    prices = [100 * change.price for change in found.values() if change.price]
+    ticks = [tick for tick in (10, 20, 40, 80, 160) if min(prices) / 1.1 < tick < 1.1 * max(prices)]
+    right.set_xticks(ticks, [f"{tick} %" for tick in ticks])
+    right.xaxis.set_minor_locator(NullLocator())
+    left.grid(alpha=0.3)
+    right.grid(alpha=0.3)
+    left.legend(frameon=False, fontsize=10)
+    seeds = max(len(change.clean) for change in found.values())
+    figure.suptitle(f"{results.meta['images']}, {network}, " + (f"up to {seeds} seeds" if seeds > 1 else "one seed"))
+    path = folder / f"finetune_{network}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=72)
+    plt.close(figure)
+    return path
+
+
+def _way(name):
+    """Of a recipe: its name without the number of tenths; None where it is a variant beside the line."""
+    way, _, tenths = name.rpartition("-")
+    return way if tenths.isdigit() else name
+
+
+def _mean(values):
+    return statistics.mean(values)
+
+
+def _spread(values):
+    return statistics.stdev(values) if len(values) > 1 else 0.0
