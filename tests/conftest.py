@@ -6,6 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:
+    pass  # whose tests skip themselves
+else:
+    # Here, as --hypothesis-profile looks a name up before any test is imported.
+    QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+    settings.register_profile("suite", max_examples=60, derandomize=True, **QUIET)
+    settings.register_profile("hour", max_examples=20_000, **QUIET)
+    settings.load_profile("suite")
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():

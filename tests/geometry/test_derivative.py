@@ -1,5 +1,6 @@
 """The limit ε → 0: directional derivatives and operator norms against dense Jacobians."""
 
+import contextlib
 import math
 import re
 
@@ -11,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchlipreg import difference_quotient, operator_norm
 from torchlipreg.geometry.derivative import directional_derivative
+from torchlipreg.geometry.plain import PlainNorms
 
 NORMS = [1, 2, math.inf]
 TRACTABLE = [(p, q) for p in NORMS for q in NORMS if p == 1 or q == math.inf or p == q == 2]
@@ -210,3 +212,104 @@ def test_a_layer_without_forward_mode_is_named_with_the_way_out():
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         operator_norm(**{"f": lambda z: z, "x": torch.ones(2, 3), **arguments})
+
+
+class Functional(nn.Module):
+    """A norm between two layers, called as a function."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 6), norm, nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x)).tanh())
+
+
+def rows(x):
+    return x.view(len(x), 2, 3)
+
+
+NORM_LAYERS = {
+    "layer norm": lambda: nn.LayerNorm(6),
+    "layer norm without parameters": lambda: nn.LayerNorm(6, elementwise_affine=False),
+    "layer norm over two axes": lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.LayerNorm((2, 3)), nn.Flatten()),
+    "torch.layer_norm": lambda: lambda x: torch.layer_norm(x, [6]),
+    "native layer norm": lambda: lambda x: torch.native_layer_norm(x, [6], None, None, 1e-5)[0],
+    "encoder": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.TransformerEncoderLayer(3, 1, 4, dropout=0.0, batch_first=True), nn.Flatten()
+    ),
+    "instance norm": lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2, affine=True), nn.Flatten()),
+    "instance norm of running statistics": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten()
+    ),
+    "torch.instance_norm": lambda: (
+        lambda x: torch.instance_norm(rows(x), None, None, None, None, True, 0.1, 1e-5, False).flatten(1)
+    ),
+    "batch norm": lambda: nn.BatchNorm1d(6),
+    "batch norm of the batch": lambda: nn.BatchNorm1d(6, track_running_stats=False),
+    "torch.batch_norm": lambda: lambda x: torch.batch_norm(x, None, None, None, None, True, 0.1, 1e-5, False),
+    "functional batch norm": lambda: (
+        lambda x: nn.functional.batch_norm(x, x.new_zeros(6), x.new_ones(6), training=True)
+    ),
+    "group norm": lambda: nn.GroupNorm(2, 6),
+    "RMS norm": lambda: nn.RMSNorm(6),
+}
+
+
+@pytest.mark.parametrize("name", NORM_LAYERS)
+def test_the_gradient_of_a_derivative_through_a_norm(name):
+    # by central differences over all parameters: torch's own is wrong for some norms
+    with sdpa_kernel(SDPBackend.MATH):
+        _check_gradient_of_derivative(Functional(NORM_LAYERS[name]()).double().eval())
+
+
+def _check_gradient_of_derivative(net):
+    x, v, h = draw(5, 6), draw(5, 6, seed=1), 1e-6
+    parameters = list(net.parameters())
+    quotient = (net(x + h * v) - net(x - h * v)) / (2 * h)
+    torch.testing.assert_close(directional_derivative(net, x, v), quotient, rtol=1e-5, atol=1e-7)
+    gradient = torch.autograd.grad(directional_derivative(net, x, v).square().sum(), parameters, allow_unused=True)
+    for seed in range(3):
+        moves = [draw(*p.shape, seed=seed + 7) for p in parameters]
+        values = []
+        for step in (h, -2 * h):
+            with torch.no_grad():
+                for p, move in zip(parameters, moves, strict=True):
+                    p += step * move
+            values.append(directional_derivative(net, x, v).square().sum().item())
+        with torch.no_grad():
+            for p, move in zip(parameters, moves, strict=True):
+                p += h * move
+        inner = sum((g * move).sum().item() for g, move in zip(gradient, moves, strict=True) if g is not None)
+        assert inner == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["layer norm", "instance norm", "batch norm of the batch", "encoder"])
+def test_plain_norms_have_the_values_of_torch(name, dtype):
+    torch.manual_seed(0)
+    net, x = Functional(NORM_LAYERS[name]()).to(dtype).eval(), draw(5, 6).to(dtype)
+    with PlainNorms():
+        plain = net(x)
+    torch.testing.assert_close(plain, net(x))
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_plain_norms_return_the_dtype_of_torch(autocast):
+    x = draw(5, 6).bfloat16()
+    with torch.autocast("cpu", enabled=autocast):
+        own = nn.functional.layer_norm(x, [6])
+        with PlainNorms():
+            plain = nn.functional.layer_norm(x, [6])
+    assert plain.dtype == own.dtype
+    torch.testing.assert_close(plain, own)
+
+
+def test_running_statistics_are_updated_by_a_plain_norm_too():
+    x, means = draw(5, 6), []
+    for context in (PlainNorms(), contextlib.nullcontext()):
+        mean, var = x.new_zeros(6), x.new_ones(6)
+        with context:
+            nn.functional.batch_norm(x, mean, var, training=True)
+        means.append((mean, var))
+    torch.testing.assert_close(*means)

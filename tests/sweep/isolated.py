@@ -1,0 +1,52 @@
+"""A process that judges sample after sample, and is started anew where one hangs or kills it."""
+
+import multiprocessing
+import os
+
+
+def work(connection):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    from sweep.groups import GROUPS
+    from sweep.judge import judge
+
+    torch.set_num_threads(1)
+    while True:
+        group, name, options = connection.recv()
+        if name is None:
+            connection.send(GROUPS[group].names())
+        else:
+            connection.send(judge(lambda: GROUPS[group].builds(name), **options))
+
+
+class Judge:
+    """Judges in a process of its own, within a time limit."""
+
+    def __init__(self, limit):
+        self.limit, self.process = limit, None
+
+    def ask(self, group, name=None, **options):
+        """Return a sample's outcome; without a name, the names of a group's samples."""
+        if self.process is None:
+            context = multiprocessing.get_context("spawn")
+            self.connection, theirs = context.Pipe()
+            self.process = context.Process(target=work, args=(theirs,), daemon=True)
+            self.process.start()
+            theirs.close()
+        try:
+            self.connection.send((group, name, options))
+            if self.connection.poll(self.limit):
+                return self.connection.recv()
+            answer = {"outcome": "skipped", "detail": f"takes longer than {self.limit} s"}
+        except (EOFError, OSError):
+            self.process.join()
+            answer = {"outcome": "WRONG", "detail": f"the process ended with {self.process.exitcode}"}
+        self.close()
+        return answer
+
+    def close(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.process = None
