@@ -6,7 +6,7 @@ from typing import NamedTuple
 from examples.experiments.cifar.goals import Goal
 from examples.experiments.cifar.judge import Point, judge, points, seeds_of
 from examples.experiments.cifar.measures import EPSILON
-from examples.experiments.common.readme import made
+from examples.experiments.common.pages import made
 from examples.experiments.common.robustness import robustness
 from examples.experiments.common.tables import Table, markdown
 

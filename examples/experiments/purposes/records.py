@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from examples.experiments.common.readme import made
+from examples.experiments.common.pages import made
 from examples.experiments.common.results import PUBLISHED, Results, read
 from examples.experiments.common.robustness import robustness
 from examples.experiments.common.tables import Table
