@@ -85,9 +85,10 @@ class Room(SphinxDirective):
     required_arguments = 1
 
     def run(self):
-        room = self.arguments[0]
-        names = sorted(path.stem for path in (PACKAGE / room).glob("[!_]*.py"))
-        lines = [line for n in names for line in (f".. automodule:: torchlipreg.{room}.{n}", "   :members:", "")]
+        room, lines = self.arguments[0], []
+        for name in sorted(path.stem for path in (PACKAGE / room).glob("[!_]*.py")):
+            lines += [f".. rubric:: {room}/{name}.py", ""]
+            lines += [f".. automodule:: torchlipreg.{room}.{name}", "   :members:", ""]
         return self.parse_text_to_nodes("\n".join(lines))
 
 
