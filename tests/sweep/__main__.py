@@ -43,8 +43,8 @@ def main():
     results, judge = read(arguments.results), Judge(arguments.limit)
     for group in arguments.groups:
         names = judge.ask(group)
-        if isinstance(names, dict):
-            names = [] if results.setdefault((group, "all"), {"group": group, "name": "all", **names}) else []
+        if isinstance(names, dict):  # the group cannot be listed: why
+            results[group, "all"], names = {"group": group, "name": "all", **names}, []
         for i, name in enumerate(names):
             known = results.get((group, name))
             again = arguments.again and known is not None and known["outcome"] in ("WRONG", "skipped")

@@ -1,5 +1,6 @@
 """A process that judges sample after sample, and is started anew where one hangs or kills it."""
 
+import functools
 import multiprocessing
 import os
 
@@ -10,14 +11,18 @@ def work(connection):
 
     from sweep.groups import GROUPS
     from sweep.judge import judge
+    from sweep.sample import Skip
 
     torch.set_num_threads(1)
     while True:
         group, name, options = connection.recv()
         if name is None:
-            connection.send(GROUPS[group].names())
+            try:
+                connection.send(GROUPS[group].names())
+            except (ImportError, Skip) as error:
+                connection.send({"outcome": "skipped", "detail": str(error)})
         else:
-            connection.send(judge(lambda: GROUPS[group].builds(name), **options))
+            connection.send(judge(functools.partial(GROUPS[group].builds, name), **options))
 
 
 class Judge:

@@ -49,7 +49,7 @@ def builds(name):
             raise Skip("no floating input")
         x = args[places[0]] if places else kwargs[named[0]]
         if any(isinstance(m, nn.modules.lazy.LazyModuleMixin) for m in net.modules()):
-            net(*args, **kwargs)  # makes its parameters
+            net.double()(*args, **kwargs)  # makes its parameters
 
         def call(m, z):
             if places:
