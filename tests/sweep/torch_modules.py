@@ -56,6 +56,6 @@ def builds(name):
                 return m(*args[: places[0]], z, *args[places[0] + 1 :], **kwargs)
             return m(*args, **{**kwargs, named[0]: z})
 
-        return Sample(net, x.detach(), call)
+        return Sample(net, x.detach(), call, bounds=(0.0, 1.0) if name == "BCELoss" else None)
 
     return [build]
