@@ -35,7 +35,7 @@ def main():
         "--results", type=Path, default=ROOT / "out" / "sweep.jsonl", help="what is in it is not done again"
     )
     parser.add_argument("--table", type=Path, default=ROOT / "docs" / "models.md")
-    parser.add_argument("--limit", type=float, default=300, help="seconds for a sample")
+    parser.add_argument("--limit", type=float, default=120, help="processor seconds for a sample")
     parser.add_argument("--only", default="", help="part of the samples' names")
     parser.add_argument("--again", action="store_true", help="judge samples anew that were WRONG or skipped")
     arguments = parser.parse_args()
