@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo check test test-slow lint docs dist dist-oldest gpu gpu-rehearsal clean
+.PHONY: demo check test test-slow lint docs dist dist-oldest gpu gpu-rehearsal clean sweep
 
 demo: .venv/examples
 	$(BIN)/python examples/quickstart.py
@@ -16,6 +16,10 @@ test: .venv/test
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m slow
+
+# Models that others wrote: hours on two cores. Goes on where it was stopped, and writes docs/models.md.
+sweep: .venv/test
+	cd tests && OMP_NUM_THREADS=1 nice -n 5 ../$(BIN)/python -W ignore -m sweep
 
 lint: .venv/test
 	$(BIN)/ruff format --check .

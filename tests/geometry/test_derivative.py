@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torchlipreg import difference_quotient, operator_norm
 from torchlipreg.geometry.derivative import directional_derivative
-from torchlipreg.geometry.plain import PlainNorms
+from torchlipreg.geometry.plain import PlainFormulas
 
 NORMS = [1, 2, math.inf]
 TRACTABLE = [(p, q) for p in NORMS for q in NORMS if p == 1 or q == math.inf or p == q == 2]
@@ -251,6 +251,7 @@ NORM_LAYERS = {
     "functional batch norm": lambda: (
         lambda x: nn.functional.batch_norm(x, x.new_zeros(6), x.new_ones(6), training=True)
     ),
+    "GLU": lambda: nn.Sequential(nn.Linear(6, 12), nn.GLU()),
     "group norm": lambda: nn.GroupNorm(2, 6),
     "RMS norm": lambda: nn.RMSNorm(6),
 }
@@ -285,11 +286,11 @@ def _check_gradient_of_derivative(net):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["layer norm", "instance norm", "batch norm of the batch", "encoder"])
-def test_plain_norms_have_the_values_of_torch(name, dtype):
+@pytest.mark.parametrize("name", ["layer norm", "instance norm", "batch norm of the batch", "GLU", "encoder"])
+def test_plain_formulas_have_the_values_of_torch(name, dtype):
     torch.manual_seed(0)
     net, x = Functional(NORM_LAYERS[name]()).to(dtype).eval(), draw(5, 6).to(dtype)
-    with PlainNorms():
+    with PlainFormulas():
         plain = net(x)
     torch.testing.assert_close(plain, net(x))
 
@@ -299,7 +300,7 @@ def test_plain_norms_return_the_dtype_of_torch(autocast):
     x = draw(5, 6).bfloat16()
     with torch.autocast("cpu", enabled=autocast):
         own = nn.functional.layer_norm(x, [6])
-        with PlainNorms():
+        with PlainFormulas():
             plain = nn.functional.layer_norm(x, [6])
     assert plain.dtype == own.dtype
     torch.testing.assert_close(plain, own)
@@ -307,7 +308,7 @@ def test_plain_norms_return_the_dtype_of_torch(autocast):
 
 def test_running_statistics_are_updated_by_a_plain_norm_too():
     x, means = draw(5, 6), []
-    for context in (PlainNorms(), contextlib.nullcontext()):
+    for context in (PlainFormulas(), contextlib.nullcontext()):
         mean, var = x.new_zeros(6), x.new_ones(6)
         with context:
             nn.functional.batch_norm(x, mean, var, training=True)

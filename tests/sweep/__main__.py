@@ -35,7 +35,7 @@ def main():
         "--results", type=Path, default=ROOT / "out" / "sweep.jsonl", help="what is in it is not done again"
     )
     parser.add_argument("--table", type=Path, default=ROOT / "docs" / "models.md")
-    parser.add_argument("--limit", type=float, default=300, help="seconds for a sample")
+    parser.add_argument("--limit", type=float, default=120, help="processor seconds for a sample")
     parser.add_argument("--only", default="", help="part of the samples' names")
     parser.add_argument("--again", action="store_true", help="judge samples anew that were WRONG or skipped")
     arguments = parser.parse_args()
@@ -43,8 +43,8 @@ def main():
     results, judge = read(arguments.results), Judge(arguments.limit)
     for group in arguments.groups:
         names = judge.ask(group)
-        if isinstance(names, dict):
-            names = [] if results.setdefault((group, "all"), {"group": group, "name": "all", **names}) else []
+        if isinstance(names, dict):  # the group cannot be listed: why
+            results[group, "all"], names = {"group": group, "name": "all", **names}, []
         for i, name in enumerate(names):
             known = results.get((group, name))
             again = arguments.again and known is not None and known["outcome"] in ("WRONG", "skipped")

@@ -14,6 +14,7 @@ class Sample(NamedTuple):
     x: Tensor
     call: Callable[[nn.Module, Tensor], Any] = lambda net, z: net(z)
     detail: str = ""
+    bounds: tuple[float, float] | None = None  # outside of which the model fails
 
 
 class Skip(Exception):

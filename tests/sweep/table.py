@@ -1,5 +1,6 @@
 """The table for the documentation."""
 
+import re
 from collections import Counter
 
 OUTCOMES = ("right", "refused", "skipped", "WRONG")
@@ -59,7 +60,13 @@ def markdown(results, date, versions):
 def by_reason(rows):
     reasons = {}
     for row in rows:
-        reasons.setdefault((row["group"], row["detail"]), []).append(row["name"])
-    return table(
-        ["group", "models", "reason"], [[g, ", ".join(names), detail] for (g, detail), names in reasons.items()]
-    )
+        # Shapes and counts are the samples' own
+        reason = re.sub(r"\((?:\d+, ?)*\d*\)", "(…)", re.sub(r"of \d+ rows", "of N rows", row["detail"]))
+        reasons.setdefault((row["group"], reason), []).append(row["name"])
+    return table(["group", "models", "reason"], [[g, counted(names), detail] for (g, detail), names in reasons.items()])
+
+
+def counted(names):
+    """Names of samples; of torch's, which end with a number, how many of each module."""
+    counts = Counter(re.sub(r" \d+$", "", name) for name in names)
+    return ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts.items())

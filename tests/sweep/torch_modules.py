@@ -49,13 +49,13 @@ def builds(name):
             raise Skip("no floating input")
         x = args[places[0]] if places else kwargs[named[0]]
         if any(isinstance(m, nn.modules.lazy.LazyModuleMixin) for m in net.modules()):
-            net(*args, **kwargs)  # makes its parameters
+            net.double()(*args, **kwargs)  # makes its parameters
 
         def call(m, z):
             if places:
                 return m(*args[: places[0]], z, *args[places[0] + 1 :], **kwargs)
             return m(*args, **{**kwargs, named[0]: z})
 
-        return Sample(net, x.detach(), call)
+        return Sample(net, x.detach(), call, bounds=(0.0, 1.0) if name == "BCELoss" else None)
 
     return [build]

@@ -56,7 +56,7 @@ class Timm:
             return make
 
         ways = []
-        for size in sorted({*SIZES, own} if own <= 256 else {*SIZES, own}):
+        for size in sorted({*SIZES, own}):
             ways += [build(size, img_size=size), build(size)]
         return ways
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.geometry.norms import dual_exponent, per_row, rescale, row_norm
-from torchlipreg.geometry.plain import PlainNorms
+from torchlipreg.geometry.plain import PlainFormulas
 
 Function = Callable[[Tensor], Tensor]
 _ONE_AT_A_TIME = threading.RLock()  # torch's levels of forward mode are those of the process, not of a thread
@@ -34,7 +34,7 @@ def directional_derivative(f: Function, x: Tensor, v: Tensor) -> Tensor:
     Raises:
         RuntimeError: If a layer has no forward-mode derivative (the message names the way out).
     """
-    with forward_mode(), PlainNorms():
+    with forward_mode(), PlainFormulas():
         derivative: Tensor = torch.func.jvp(f, (x,), (v,))[1]
         return derivative
 

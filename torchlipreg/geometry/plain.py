@@ -1,4 +1,4 @@
-"""Plain formulas of norms, for those whose forward-mode derivatives torch differentiates wrongly."""
+"""Plain formulas of operations whose forward-mode derivatives torch differentiates wrongly, or not at all."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.overrides import TorchFunctionMode
 HALF = (torch.float16, torch.bfloat16)
 
 
-class PlainNorms(TorchFunctionMode):
-    """Run layer, instance and batch norms by elementary operations for the length of the context.
+class PlainFormulas(TorchFunctionMode):
+    """Run layer, instance and batch norms, and GLU, by elementary operations for the length of the context.
 
-    The rules of their forward-mode derivatives hold mean and variance constant. The derivative itself is right, but its
-    gradient, which the limit ε → 0 needs, is silently wrong (pytorch issues 196699, 196700 and 198017). Group norm, RMS
-    norm and batch norm by running statistics are right.
+    torch's rules of the forward-mode derivatives of those norms hold mean and variance constant. The derivative itself
+    is right, but its gradient, which the limit ε → 0 needs, is silently wrong (pytorch issues 196699, 196700, 198017).
+    Of GLU's it has none. Group norm, RMS norm and batch norm by running statistics are right.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -43,6 +43,12 @@ def layer_norm(
 ) -> Tensor:
     """Return what ``torch.layer_norm`` and ``torch.nn.functional.layer_norm`` do."""
     return native_layer_norm(input, normalized_shape, weight, bias, eps)[0]
+
+
+def glu(input: Tensor, dim: int = -1) -> Tensor:
+    """Return what ``torch.nn.functional.glu`` does."""
+    a, b = input.chunk(2, dim)
+    return a * b.sigmoid()
 
 
 def _by_own_statistics(norm: Callable[..., Tensor], first_axis: tuple[int, ...]) -> Callable[..., Tensor]:
@@ -93,6 +99,7 @@ def _functional(plain: Callable[..., Tensor], name: str, default: bool) -> Calla
 _batch_norm = _by_own_statistics(torch.batch_norm, first_axis=(0,))
 _instance_norm = _by_own_statistics(torch.instance_norm, first_axis=())
 PLAIN: dict[Any, Callable[..., Any]] = {
+    F.glu: glu,
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
     torch.native_layer_norm: native_layer_norm,
