@@ -14,7 +14,9 @@ COLOURS = {
     "fgsm": ("#D55E00", "s"),
     "pgd": ("#000000", "v"),
     "tv-fourth": ("#009E73", "o"),
-    "tv-quarter": ("#0072B2", "o"),
+    "tv": ("#0072B2", "o"),
+    "tv-strong": ("#56B4E9", "P"),
+    "logits": ("#CC79A7", "*"),
 }
 
 

@@ -22,7 +22,7 @@ class FineTune(Recipe):
     """
 
     part: float = 0.1
-    peak: float = 4e-3
+    peak: float = 8e-3
     warmup: float = 0.0
     frozen: int = 0
 
@@ -42,24 +42,41 @@ def _words(peak=None, warmup=0.0, frozen=0):
     return words + ([f"first {frozen} layers frozen"] if frozen else [])
 
 
-WAYS = {
-    "plain": Recipe("plain"),
-    "fgsm": Recipe("FGSM, random start", fgsm_random_start, {"epsilon": cifar.EPSILON}),
-    "pgd": Recipe("PGD-7", pgd_training, {"epsilon": cifar.EPSILON, "steps": 7}),
-    "tv-fourth": cifar.tv(10, 1 / 4, interval=4),
-    "tv-quarter": cifar.tv(10, 1 / 4),
-}
-QUARTER, FOURTH = WAYS["tv-quarter"], WAYS["tv-fourth"]
+PLAIN = Recipe("plain")
+FGSM = Recipe("FGSM, random start", fgsm_random_start, {"epsilon": cifar.EPSILON})
+PGD = Recipe("PGD-7", pgd_training, {"epsilon": cifar.EPSILON, "steps": 7})
+TV, STRONG, FOURTH = cifar.tv(10, 1 / 4), cifar.tv(20, 1 / 4), cifar.tv(10, 1 / 4, interval=4)
+LOGITS, LOGITS_STRONG = (cifar.tv_logits(weight, 1 / 4) for weight in (0.3, 1))
 TUNED = {  # to choose from, on validation images only
-    "tv-quarter-cold": of(QUARTER, 0.1, peak=4e-3),
-    "tv-quarter-warm": of(QUARTER, 0.1, peak=4e-3, warmup=0.5),
-    "tv-quarter-20-warm": of(cifar.tv(20, 1 / 4), 0.1, peak=4e-3, warmup=1.0),
+    "tv-quarter-20-warm-0.008": of(STRONG, 0.1, peak=8e-3, warmup=1.0),
+    "logits-quarter-1-warm-0.008": of(LOGITS_STRONG, 0.1, peak=8e-3, warmup=1.0),
+    "logits-quarter-warm-0.008": of(LOGITS, 0.1, peak=8e-3, warmup=1.0),
+    "tv-quarter-warm-0.008": of(TV, 0.1, peak=8e-3, warmup=1.0),
+    "tv-fourth-warm-0.008": of(FOURTH, 0.1, peak=8e-3, warmup=1.0),
+    "logits-quarter-warm": of(LOGITS, 0.1, peak=4e-3, warmup=1.0),
+    "tv-quarter-20-warm": of(STRONG, 0.1, peak=4e-3, warmup=1.0),
+    "tv-quarter-warm": of(TV, 0.1, peak=4e-3, warmup=0.5),
     "tv-fourth-warm": of(FOURTH, 0.1, peak=4e-3, warmup=0.5),
-    "logits-quarter-cold": of(cifar.tv_logits(0.3, 1 / 4), 0.1, peak=4e-3),
-    "logits-quarter-warm": of(cifar.tv_logits(0.3, 1 / 4), 0.1, peak=4e-3, warmup=1.0),
-    "tv-quarter-warm-0.008": of(QUARTER, 0.1, peak=8e-3, warmup=1.0),
-    **{f"fgsm-{peak:g}": of(WAYS["fgsm"], 0.1, peak=peak) for peak in (1e-3, 2e-3, 4e-3, 8e-3)},
+    "tv-quarter-cold": of(TV, 0.1, peak=4e-3),
+    "logits-quarter-cold": of(LOGITS, 0.1, peak=4e-3),
     **{f"tv-fourth-{peak:g}": of(FOURTH, 0.1, peak=peak) for peak in (1e-3, 2e-3)},
+    **{f"fgsm-{peak:g}": of(FGSM, 0.1, peak=peak) for peak in (1e-3, 2e-3, 4e-3, 8e-3)},
+    **{f"pgd-{peak:g}": of(PGD, 0.1, peak=peak) for peak in (2e-3, 8e-3)},
 }
+WARM = {"warmup": 1.0}  # without it a strong penalty ruins a network that was trained plainly
 BASE = {"base": FineTune("as it was", part=0.0)}
-RECIPES = BASE | {f"{way}{end}": of(WAYS[way], part) for part, end in ((0.1, ""), (0.2, "-2")) for way in WAYS}
+WAYS = {  # name: (recipe, what is special of it)
+    "plain": (PLAIN, {}),
+    "fgsm": (FGSM, {}),
+    "pgd": (PGD, {}),
+    "tv": (TV, WARM),
+    "tv-strong": (STRONG, WARM),
+    "logits": (LOGITS, WARM),
+    "tv-fourth": (FOURTH, WARM),
+}
+MAIN = {
+    f"{way}{end}": of(recipe, part, **more)
+    for part, end in ((0.1, ""), (0.2, "-2"))
+    for way, (recipe, more) in WAYS.items()
+}
+RECIPES = BASE | MAIN | {"tv-frozen": of(TV, 0.1, frozen=2, **WARM), "tv-cold": of(TV, 0.1)}

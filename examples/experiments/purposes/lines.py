@@ -6,7 +6,7 @@ import math
 from torchlipreg import LipschitzPenalty
 
 DEFAULTS = {name: of.default for name, of in inspect.signature(LipschitzPenalty).parameters.items()}
-WIDTH = 120  # as the formatter has it, for pages too
+WIDTH = 120  # as ruff formats blocks of Markdown
 
 
 def line(penalty):
