@@ -59,7 +59,7 @@ class LipschitzCallback(_Callback):
     after an epoch in which ``training_step`` never added the penalty to its loss.
 
     It is a ``Callback`` of ``lightning`` and of ``pytorch_lightning``, of those that are imported before this module;
-    of one that is imported later it is none by ``isinstance``, but works in a list of callbacks all the same.
+    of one that is imported later it is none by ``isinstance``, which 2.6 does not mind and 2.5 refuses.
 
     Args:
         penalty: The one that ``training_step`` calls.

@@ -139,7 +139,7 @@ class LipschitzTrainerMixin:
 
     def _is_scaled(self, items: Any) -> bool:
         """Say whether a loss is that of all batches of a step already, as ``Trainer.training_step`` decides it."""
-        said = getattr(self, "loss_is_scaled_for_ga", None)
+        said = getattr(self, "loss_is_scaled_for_ga", None) if hasattr(Trainer, "loss_is_scaled_for_ga") else None
         if said is not None:
             return bool(said)
         of_items = self.model_accepts_loss_kwargs and items is not None  # type: ignore[attr-defined]
