@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import warnings
@@ -86,13 +87,14 @@ class LipschitzTrainerMixin:
                 "Use FSDP2: `fsdp_config={'fsdp_version': 2}`."
             )
         self.penalty, self.penalty_input, self._stepped, self.accuracy = penalty, penalty_input, stepped, accuracy
+        self._at_first = copy.deepcopy({"penalty": penalty.state_dict(), "schedules": stepped.state_dict()})
         if stepped.schedules:
             self.add_callback(_Stepping(stepped))  # type: ignore[attr-defined]
         self._terms = _Mean()
         self._in_step = self._asked = self._looked = False
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as the Trainer does.
+        """Train, as the Trainer does; a model that ``model_init`` makes anew gets a penalty that starts anew.
 
         Args:
             *args: The Trainer's.
@@ -102,7 +104,17 @@ class LipschitzTrainerMixin:
             What the Trainer returns.
         """
         self._terms = _Mean()
+        if self.model_init is not None:  # type: ignore[attr-defined]
+            self._start_anew()
         return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _start_anew(self) -> None:
+        """Forget the pairs of another model, say of another trial, and what schedules did; keep what a user set."""
+        penalty, stepped = self.penalty, self._stepped
+        weight, radius = penalty.weight, penalty.radius
+        penalty.load_state_dict(self._at_first["penalty"])
+        penalty.weight, penalty.radius = weight, radius
+        stepped.load_state_dict(self._at_first["schedules"])
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a training step, as the Trainer does, and see that the penalty was in its loss.

@@ -716,6 +716,25 @@ def test_schedules_that_cannot_be_stepped(tmp_path):
         LipschitzTrainer(model=Net(), args=arguments(tmp_path), penalty=build(), schedules=RadiusDecay(build()))
 
 
+def test_a_model_made_anew_gets_a_penalty_that_starts_anew(tmp_path):
+    """As a hyperparameter search trains: trials do not see each other's pairs and schedules, but the user's weight."""
+    penalty = build("max", radius=0.2)
+    args, schedules = arguments(tmp_path, max_steps=5), [RadiusDecay(penalty, 0.5)]
+    t = LipschitzTrainer(
+        model_init=Net, args=args, train_dataset=images(), penalty=penalty, schedules=schedules
+    )  # fmt: skip
+    t.train()
+    first = t.model
+    t.train()
+    assert_same(t.model, first, 0.0)
+    assert penalty.radius == 0.1
+    penalty.weight = 3.0
+    t.train()
+    assert penalty.weight == 3.0
+    with pytest.raises(AssertionError):
+        assert_same(t.model, first, 1e-6)
+
+
 def test_rotation_and_the_best_model(tmp_path):
     options = {"save_total_limit": 1, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
     _, t = saving(tmp_path, eval_dataset=texts(4), **options)
