@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,26 +31,8 @@ class ScheduledTask(LipschitzTask):  # type: ignore[misc]
         super().update_ema(step=step)
         self.schedules.after_update()
 
-    def create_evaluator(self, **kwargs: Any) -> Any:
-        """Return the task's evaluator, whose metrics end an epoch.
-
-        Args:
-            **kwargs: As for the task.
-
-        Returns:
-            The evaluator.
-        """
-        evaluator = super().create_evaluator(**kwargs)
-        compute = evaluator.compute
-
-        @functools.wraps(compute)
-        def compute_and_note(distributed: bool = False) -> Any:
-            metrics = compute(distributed=distributed)
-            self.schedules.after_validation(metrics)
-            return metrics
-
-        evaluator.compute = compute_and_note
-        return evaluator
+    def _after_validation(self, metrics: dict[str, Any]) -> None:
+        self.schedules.after_validation(metrics)
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Return the penalised task's state, and that of the schedules beside the penalty's.

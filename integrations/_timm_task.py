@@ -171,13 +171,18 @@ class LipschitzTask(TrainingTask):
         compute = evaluator.compute
 
         @functools.wraps(compute)
-        def compute_and_gather(distributed: bool = False) -> Any:
+        def compute_around(distributed: bool = False) -> Any:
             if distributed:  # only then it is certain that every rank is here
                 self.synchronize()
-            return compute(distributed=distributed)
+            metrics = compute(distributed=distributed)
+            self._after_validation(metrics)
+            return metrics
 
-        evaluator.compute = compute_and_gather
+        evaluator.compute = compute_around
         return evaluator
+
+    def _after_validation(self, metrics: dict[str, Any]) -> None:
+        """Do nothing; for tasks that step schedules."""
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
         """Return the task's state, and the penalty's under ``"lipschitz"``. Not collective.

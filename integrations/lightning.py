@@ -17,8 +17,9 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from torchlipreg import DiscrepancyWeight, LipschitzPenalty, WeightWarmup
+from torchlipreg import LipschitzPenalty
 from torchlipreg.integrations._lightning_packages import callback_base
+from torchlipreg.integrations._stepped import Stepped
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as _Callback
@@ -59,7 +60,7 @@ class LipschitzCallback(_Callback):
     after an epoch in which ``training_step`` never added the penalty to its loss.
 
     It is a ``Callback`` of ``lightning`` and of ``pytorch_lightning``, of those that are imported before this module;
-    of one that is imported later it is none by ``isinstance``, but works in a list of callbacks all the same.
+    of one that is imported later it is none by ``isinstance``, which 2.6 does not mind and 2.5 refuses.
 
     Args:
         penalty: The one that ``training_step`` calls.
@@ -89,16 +90,16 @@ class LipschitzCallback(_Callback):
         if not isinstance(prefix, str):
             raise TypeError(f"Expected argument `prefix` to be a string, but got {type(prefix).__name__}.")
         self.penalty, self.prefix, self.prog_bar = penalty, prefix, prog_bar
-        self.schedules, self.accuracy = _check_schedules(schedules, penalty), accuracy
-        if accuracy is None and any(isinstance(s, DiscrepancyWeight) for s in self.schedules):
-            raise ValueError(
-                "Expected argument `accuracy` to be the name of a logged metric, for the DiscrepancyWeight in "
-                "`schedules`, but got None."
-            )
-        self._epochs: int | None = None  # after which the schedules were stepped
+        self._stepped, self.accuracy = Stepped(schedules, penalty, accuracy), accuracy
         self._steps = 0  # of the optimizers, as the trainer counts them
         self._last_accuracy: float | None = None
         self._trained = self._warned = False
+
+    @property
+    def schedules(self) -> list[Any]:
+        """The schedules that this callback steps."""
+        schedules: list[Any] = self._stepped.schedules
+        return schedules
 
     @property
     def state_key(self) -> str:
@@ -108,12 +109,8 @@ class LipschitzCallback(_Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the penalty, with the pairs of all processes, and of the schedules. Collective."""
         self.penalty.synchronize()
-        return {
-            "penalty": self.penalty.state_dict(),
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
-            "epochs": self._epochs,
-            "accuracy": self._last_accuracy,
-        }
+        stepped = self._stepped.state_dict()
+        return {"penalty": self.penalty.state_dict(), **stepped, "accuracy": self._last_accuracy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state.
@@ -124,16 +121,10 @@ class LipschitzCallback(_Callback):
         Raises:
             ValueError: If it was saved with other schedules, or another kind of penalty.
         """
-        saved = state_dict["schedules"]
-        if len(saved) != len(self.schedules):
-            raise ValueError(
-                f"Expected argument `schedules` to hold {len(saved)} schedules, as when the checkpoint was saved, but "
-                f"got {len(self.schedules)}. Construct the callback as it was."
-            )
+        self._stepped.check_state(state_dict)
         self.penalty.load_state_dict(state_dict["penalty"])
-        for schedule, state in zip(self.schedules, saved, strict=True):
-            schedule.load_state_dict(state)
-        self._epochs, self._last_accuracy = state_dict["epochs"], state_dict["accuracy"]
+        self._stepped.load_state_dict(state_dict)
+        self._last_accuracy = state_dict["accuracy"]
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Warn of a checkpoint without the penalty."""
@@ -143,13 +134,12 @@ class LipschitzCallback(_Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on counting epochs and steps where the trainer does."""
-        epoch = trainer.current_epoch
-        self._epochs = epoch if self._epochs is None else min(epoch, self._epochs)
+        self._stepped.begin(trainer.current_epoch)
         self._steps, self._trained = trainer.global_step, False  # resumed, an epoch may end without a batch
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Step the schedules for an epoch whose end Lightning skips: resumed from a checkpoint after its last batch."""
-        self._step_epoch(trainer.current_epoch)
+        self._stepped.after_epochs(trainer.current_epoch, self._last_accuracy)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log, and step what follows the optimizer."""
@@ -157,9 +147,7 @@ class LipschitzCallback(_Callback):
         self._log(pl_module)
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
-            for schedule in self.schedules:
-                if isinstance(schedule, WeightWarmup):
-                    schedule.step()
+            self._stepped.after_update()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note the accuracy, before Lightning saves the checkpoint of this validation."""
@@ -171,7 +159,7 @@ class LipschitzCallback(_Callback):
         self.penalty.warn_of_data()
         self._warn_if_unused(trainer)
         self._note_accuracy(trainer)
-        self._step_epoch(trainer.current_epoch + 1)
+        self._stepped.after_epochs(trainer.current_epoch + 1, self._last_accuracy)
 
     def _log(self, module: Any) -> None:
         penalty = self.penalty
@@ -195,17 +183,6 @@ class LipschitzCallback(_Callback):
                 f"it logs {', '.join(metrics) or 'none'}. Log it in validation_step, or with on_epoch=True."
             )
 
-    def _step_epoch(self, epochs: int) -> None:
-        if self._epochs is not None and self._epochs >= epochs:
-            return
-        self._epochs = epochs
-        for schedule in self.schedules:
-            if isinstance(schedule, DiscrepancyWeight):
-                if self._last_accuracy is not None:
-                    schedule.step(self._last_accuracy)
-            elif not isinstance(schedule, WeightWarmup):
-                schedule.step()
-
     def _warn_if_unused(self, trainer: Any) -> None:
         penalty = self.penalty
         if penalty.was_added or penalty.weight == 0 or self._warned or not self._trained:
@@ -218,20 +195,3 @@ class LipschitzCallback(_Callback):
                 "`loss + penalty(self, x, out)`, with the same penalty.",
                 stacklevel=2,
             )
-
-
-def _check_schedules(schedules: Iterable[Any], penalty: LipschitzPenalty) -> list[Any]:
-    found = list(schedules) if isinstance(schedules, Iterable) else [schedules]
-    for schedule in found:
-        missing = [n for n in ("step", "state_dict", "load_state_dict") if not callable(getattr(schedule, n, None))]
-        if missing:
-            raise TypeError(
-                "Expected argument `schedules` to hold schedules, such as RadiusDecay, but got "
-                f"{type(schedule).__name__}, which has no {', '.join(missing)}."
-            )
-        if getattr(schedule, "penalty", penalty) is not penalty:
-            raise ValueError(
-                f"Expected argument `schedules` to hold schedules of `penalty`, but the {type(schedule).__name__} is "
-                "another penalty's."
-            )
-    return found

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.integrations._stepped import Stepped
 from torchlipreg.integrations._trainer_input import penalised, plain_model, without_loss
 from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, save_penalty
 from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
 
 NAME = FILE.format(0)
+SCHEDULES = "lipschitz_schedules.bin"
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +50,35 @@ class LipschitzTrainerMixin:
         *args: The Trainer's.
         penalty: Its state is the Trainer's from now on.
         penalty_input: Name of the tensor to penalise in a batch, where it cannot be guessed.
+        schedules: Schedules of the penalty, saved and restored with it. A ``WeightWarmup`` is stepped with the
+            optimizer, a ``DiscrepancyWeight`` after each evaluation in training, every other after each epoch.
+        accuracy: The evaluation metric, in [0, 1], that a ``DiscrepancyWeight`` is stepped with, say
+            ``"eval_accuracy"``: what ``compute_metrics`` calls it, with or without ``eval_``.
         **kwargs: The Trainer's.
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If the Trainer trains with DeepSpeed, or, in the first step, no tensor can be penalised.
+        ValueError: If the Trainer trains with DeepSpeed, there is a ``DiscrepancyWeight`` without ``accuracy``, or a
+            schedule of another penalty; in the first step, if no tensor can be penalised; if no evaluation gives the
+            accuracy.
     """
 
     penalty: LipschitzPenalty
 
-    def __init__(self, *args: Any, penalty: LipschitzPenalty, penalty_input: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        penalty: LipschitzPenalty,
+        penalty_input: str | None = None,
+        schedules: Iterable[Any] = (),
+        accuracy: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         if not isinstance(penalty, LipschitzPenalty):
             raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
         if not isinstance(penalty_input, (str, type(None))):
             raise TypeError(f"Expected argument `penalty_input` to be a name, but got {type(penalty_input).__name__}.")
+        stepped = Stepped(schedules, penalty, accuracy)
         super().__init__(*args, **kwargs)
         if self.is_deepspeed_enabled:  # type: ignore[attr-defined]
             raise ValueError(
@@ -65,12 +86,15 @@ class LipschitzTrainerMixin:
                 "backward (ZeRO-3, microsoft/DeepSpeed issue 5321) or reduces gradients in ways that were not tried. "
                 "Use FSDP2: `fsdp_config={'fsdp_version': 2}`."
             )
-        self.penalty, self.penalty_input = penalty, penalty_input
+        self.penalty, self.penalty_input, self._stepped, self.accuracy = penalty, penalty_input, stepped, accuracy
+        self._at_first = copy.deepcopy({"penalty": penalty.state_dict(), "schedules": stepped.state_dict()})
+        if stepped.schedules:
+            self.add_callback(_Stepping(stepped))  # type: ignore[attr-defined]
         self._terms = _Mean()
         self._in_step = self._asked = self._looked = False
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as the Trainer does.
+        """Train, as the Trainer does; a model that ``model_init`` makes anew gets a penalty that starts anew.
 
         Args:
             *args: The Trainer's.
@@ -80,7 +104,17 @@ class LipschitzTrainerMixin:
             What the Trainer returns.
         """
         self._terms = _Mean()
+        if self.model_init is not None:  # type: ignore[attr-defined]
+            self._start_anew()
         return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _start_anew(self) -> None:
+        """Forget the pairs of another model, say of another trial, and what schedules did; keep what a user set."""
+        penalty, stepped = self.penalty, self._stepped
+        weight, radius = penalty.weight, penalty.radius
+        penalty.load_state_dict(self._at_first["penalty"])
+        penalty.weight, penalty.radius = weight, radius
+        stepped.load_state_dict(self._at_first["schedules"])
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a training step, as the Trainer does, and see that the penalty was in its loss.
@@ -139,7 +173,7 @@ class LipschitzTrainerMixin:
 
     def _is_scaled(self, items: Any) -> bool:
         """Say whether a loss is that of all batches of a step already, as ``Trainer.training_step`` decides it."""
-        said = getattr(self, "loss_is_scaled_for_ga", None)
+        said = getattr(self, "loss_is_scaled_for_ga", None) if hasattr(Trainer, "loss_is_scaled_for_ga") else None
         if said is not None:
             return bool(said)
         of_items = self.model_accepts_loss_kwargs and items is not None  # type: ignore[attr-defined]
@@ -170,14 +204,26 @@ class LipschitzTrainerMixin:
             logs = {**logs, **log_values(self.penalty, self._terms.take())}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)  # type: ignore[misc]
+        if self._stepped.follows_accuracy and not skip_scheduler:
+            self._stepped.after_accuracy(_find_accuracy(metrics, self.accuracy or ""))
+        return metrics
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
         save_penalty(self.penalty, Path(output_dir, NAME), writes=self.args.should_save)  # type: ignore[attr-defined]
 
+        if self._stepped.schedules and self.args.should_save:  # type: ignore[attr-defined]
+            torch.save(self._stepped.state_dict(), Path(output_dir, SCHEDULES))
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
-        if checkpoint is not None:
-            load_penalty(self.penalty, Path(checkpoint, NAME))
+        if checkpoint is None:
+            return
+        load_penalty(self.penalty, Path(checkpoint, NAME))
+        if self._stepped.schedules:
+            _load_schedules(self._stepped, Path(checkpoint, SCHEDULES))
 
 
 class LipschitzTrainer(LipschitzTrainerMixin, Trainer):
@@ -187,6 +233,13 @@ class LipschitzTrainer(LipschitzTrainerMixin, Trainer):
 
         trainer = LipschitzTrainer(model=model, args=args, train_dataset=data, penalty=LipschitzPenalty("tv"))
         trainer.train()
+
+    With schedules of the penalty::
+
+        penalty = LipschitzPenalty("tv", weight=0.05)
+        schedules = [RadiusDecay(penalty, 0.9), DiscrepancyWeight(penalty, target=0.9, increment=0.01)]
+        trainer = LipschitzTrainer(model=model, args=args, train_dataset=data, eval_dataset=test, penalty=penalty,
+                                   compute_metrics=metrics, schedules=schedules, accuracy="eval_accuracy")
 
     See :class:`LipschitzTrainerMixin` for what it does and its arguments.
     """
@@ -208,6 +261,44 @@ class _Mean:
         mean = torch.as_tensor(self.total / self.count)
         self.__init__()  # type: ignore[misc]
         return mean
+
+
+class _Stepping(TrainerCallback):
+    """Steps schedules where the Trainer says that a step or an epoch ended."""
+
+    def __init__(self, stepped: Stepped) -> None:
+        self.stepped = stepped
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.stepped.begin(math.floor(state.epoch or 0))
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Saved after an epoch's last step, a checkpoint is resumed in the next: the end of its epoch never comes.
+        self.stepped.after_epochs(math.floor(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.stepped.after_update()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not (control.should_training_stop and state.epoch % 1):  # stopped in its midst, it may go on when resumed
+            self.stepped.after_epochs(math.ceil(state.epoch))
+
+
+def _find_accuracy(metrics: dict[str, float], name: str) -> float:
+    full = name if name.startswith("eval_") else f"eval_{name}"
+    if full not in metrics:
+        raise ValueError(
+            f"Expected argument `accuracy` to name a metric of evaluations, but got {name!r}, and there are "
+            f"{', '.join(metrics)}. Return it from `compute_metrics`."
+        )
+    return metrics[full]
+
+
+def _load_schedules(stepped: Stepped, path: Path) -> None:
+    if path.exists():
+        stepped.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    else:
+        warnings.warn(f"There are no schedules in {path.parent}: they start anew.", stacklevel=3)
 
 
 def _check_shape(penalty: LipschitzPenalty, x: Tensor) -> None:

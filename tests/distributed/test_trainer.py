@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ pytest.importorskip("transformers")
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import TrainerCallback, TrainingArguments
 
+from torchlipreg import DiscrepancyWeight, RadiusDecay, WeightWarmup
 from torchlipreg.integrations.transformers import LipschitzTrainer
 
 BATCH = 3
@@ -210,3 +212,30 @@ def test_checkpoints_hold_the_pairs_of_all_processes(pools, tmp_path):
     three = pools[3].run(restored, checkpoint, tmp_path / "three", timeout=TIMEOUT)
     for found in (one, three):
         assert sorted(torch.cat([pairs.x_prime for pairs in found]).flatten(1).tolist()) == sorted(everyone)
+
+
+def follow(rank, folder):
+    """Train with schedules and an accuracy of the evaluation; return what they made of weight and radius."""
+    with as_launched(rank, dist.get_world_size()):
+        penalty = build("max", radius=0.1)
+        schedules = [DiscrepancyWeight(penalty, 0.5, 0.01), RadiusDecay(penalty, 0.5), WeightWarmup(penalty, 3)]
+        options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 8}
+        t = LipschitzTrainer(
+            model=OfMean(),
+            args=arguments(folder, **options),
+            train_dataset=samples(24),
+            eval_dataset=samples(7),
+            compute_metrics=lambda p: {"accuracy": float(np.abs(p.predictions).mean() % 1)},
+            penalty=penalty,
+            schedules=schedules,
+            accuracy="accuracy",
+        )
+        t.train()
+        return penalty.weight, penalty.radius, [p.detach() for p in t.model.parameters()]
+
+
+def test_schedules_agree(two, tmp_path):
+    (*ours, first), (*theirs, second) = two.run(follow, tmp_path, timeout=TIMEOUT)
+    assert ours == theirs
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert (tmp_path / "checkpoint-8" / "lipschitz_schedules.bin").exists()

@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-from torchlipreg import LipschitzPenalty
+from torchlipreg import DiscrepancyWeight, ExponentialWeight, LipschitzPenalty, RadiusDecay, WeightWarmup
 from torchlipreg.integrations.transformers import LipschitzTrainer, LipschitzTrainerMixin
 
 SAMPLES = 10  # in batches of 4: the last one is short, and so is the last accumulation
@@ -597,6 +597,142 @@ def test_resumed_equals_uninterrupted(tmp_path, method):
         t.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     with pytest.raises(AssertionError):
         assert_same(without, whole, 0.0)
+
+
+def accuracy_of(p):
+    return {"accuracy": float((p.predictions.argmax(1) == p.label_ids).mean())}
+
+
+class Noted(DiscrepancyWeight):
+    """One that keeps what it was told."""
+
+    def step(self, accuracy):
+        self.told = (*getattr(self, "told", ()), accuracy)
+        super().step(accuracy)
+
+
+def scheduled(folder, kind=LipschitzTrainer, net=None, accuracy="accuracy", **options):
+    """12 images in batches of 4: three steps an epoch, three epochs, with all kinds of schedules."""
+    penalty = build(radius=0.3)
+    schedules = [
+        RadiusDecay(penalty, 0.5), WeightWarmup(penalty, 5), ExponentialWeight(penalty, 0.8), Noted(penalty, 0.5, 0.1)
+    ]  # fmt: skip
+    defaults = {"num_train_epochs": 3, "max_steps": -1, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    args = arguments(folder, **{**defaults, "train_sampling_strategy": "random", "optim": "adamw_torch", **options})
+    return kind(
+        model=net or Net(), args=args, train_dataset=images(12), eval_dataset=images(5), compute_metrics=accuracy_of,
+        penalty=penalty, schedules=schedules, accuracy=accuracy,
+    )  # fmt: skip
+
+
+def test_schedules_step_as_a_loop_steps_them(tmp_path):
+    t = scheduled(tmp_path, accuracy="eval_accuracy")
+    seen, step = [], t.training_step
+
+    def noted(*args):
+        seen.append((t.penalty.weight, t.penalty.radius))
+        return step(*args)
+
+    t.training_step = noted
+    t.train()
+    told = [line["eval_accuracy"] for line in t.state.log_history if "eval_accuracy" in line]
+    assert t._stepped.schedules[3].told == tuple(told)
+    assert len(told) == 3
+
+    by_hand, expected = build(radius=0.3), []
+    radius, warmup, falling, discrepancy = (
+        RadiusDecay(by_hand, 0.5), WeightWarmup(by_hand, 5), ExponentialWeight(by_hand, 0.8),
+        DiscrepancyWeight(by_hand, 0.5, 0.1),
+    )  # fmt: skip
+    for accuracy in told:
+        for _ in range(3):
+            expected.append((by_hand.weight, by_hand.radius))
+            warmup.step()
+        radius.step()
+        falling.step()
+        discrepancy.step(accuracy)
+    assert seen == expected
+    assert (t.penalty.weight, t.penalty.radius) == (by_hand.weight, by_hand.radius)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("epoch", {}),
+        ("within", {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}),
+        # The Trainer saves before the end of the epoch, which the resumed run never sees.
+        ("last step", {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}),
+    ],
+)
+def test_schedules_resume_bit_by_bit(tmp_path, strategy, options):
+    whole = scheduled(tmp_path, **options)
+    whole.train()
+    saved = tmp_path / ("checkpoint-4" if strategy == "within" else "checkpoint-3")
+    resumed = scheduled(tmp_path / "other", **options)
+    resumed.train(resume_from_checkpoint=str(saved))
+    assert_same(resumed.model, whole.model, 0.0)
+    assert (resumed.penalty.weight, resumed.penalty.radius) == (whole.penalty.weight, whole.penalty.radius)
+    assert resumed._stepped.state_dict() == whole._stepped.state_dict()
+
+    (saved / "lipschitz_schedules.bin").unlink()
+    without = scheduled(tmp_path / "third", **options)
+    with pytest.warns(UserWarning, match="no schedules in .*checkpoint-[34]: they start anew"):
+        without.train(resume_from_checkpoint=str(saved))
+    with pytest.raises(AssertionError):
+        assert_same(without.model, whole.model, 0.0)
+
+
+def test_a_run_that_stops_within_an_epoch_goes_on_with_its_schedules(tmp_path):
+    """The epoch that ``max_steps`` breaks off has not ended."""
+    options = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    whole = scheduled(tmp_path / "whole", max_steps=8, **options)
+    whole.train()
+    first = scheduled(tmp_path / "parts", max_steps=4, **options)
+    first.train()
+    assert first.penalty.radius == 0.3 * 0.5
+    second = scheduled(tmp_path / "parts", max_steps=8, **options)
+    second.train(resume_from_checkpoint=True)
+    assert_same(second.model, whole.model, 0.0)
+    assert second._stepped.state_dict() == whole._stepped.state_dict()
+
+
+def test_an_evaluation_before_or_after_training_steps_nothing(tmp_path):
+    t = scheduled(tmp_path, eval_on_start=True)
+    t.evaluate()
+    t.train()
+    weight = t.penalty.weight
+    t.evaluate()
+    t.predict(images(5))
+    assert t.penalty.weight == weight
+    assert len(t._stepped.schedules[3].told) == 3
+
+
+def test_schedules_that_cannot_be_stepped(tmp_path):
+    with pytest.raises(ValueError, match=r"`accuracy`.*'top1', and there are eval_loss.*eval_accuracy"):
+        scheduled(tmp_path, accuracy="top1").train()
+    with pytest.raises(ValueError, match="`accuracy` to be the name"):
+        scheduled(tmp_path, accuracy=None)
+    with pytest.raises(ValueError, match=r"`schedules`.*another penalty's"):
+        LipschitzTrainer(model=Net(), args=arguments(tmp_path), penalty=build(), schedules=RadiusDecay(build()))
+
+
+def test_a_model_made_anew_gets_a_penalty_that_starts_anew(tmp_path):
+    """As a hyperparameter search trains: trials do not see each other's pairs and schedules, but the user's weight."""
+    penalty = build("max", radius=0.2)
+    args, schedules = arguments(tmp_path, max_steps=5), [RadiusDecay(penalty, 0.5)]
+    t = LipschitzTrainer(
+        model_init=Net, args=args, train_dataset=images(), penalty=penalty, schedules=schedules
+    )  # fmt: skip
+    t.train()
+    first = t.model
+    t.train()
+    assert_same(t.model, first, 0.0)
+    assert penalty.radius == 0.1
+    penalty.weight = 3.0
+    t.train()
+    assert penalty.weight == 3.0
+    with pytest.raises(AssertionError):
+        assert_same(t.model, first, 1e-6)
 
 
 def test_rotation_and_the_best_model(tmp_path):
