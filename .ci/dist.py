@@ -46,17 +46,14 @@ def build():
     run(sys.executable, "-m", "twine", "check", "--strict", *DIST.iterdir())
 
 
-def oldest(wheel):
-    """Return constraints that pin each requirement of the wheel to its lower bound."""
+def oldest(wheel, extra):
+    """Return constraints that pin each requirement of the wheel with an extra to its lower bound."""
     with zipfile.ZipFile(wheel) as files:
         (name,) = (n for n in files.namelist() if n.endswith(".dist-info/METADATA"))
-        metadata = files.read(name).decode()
-    bounds = re.findall(r"^Requires-Dist: ([\w.-]+)>=([\w.]+)(?:; (.*))?$", metadata, re.MULTILINE)
-    pinned = {}
-    for package, bound, marker in bounds:
-        if any(f"'{extra}'" in marker.replace('"', "'") for extra in EXTRAS) or not marker:
-            pinned.setdefault(package, []).append(bound)
-    return {package: max(found, key=lambda v: [int(n) for n in v.split(".")]) for package, found in pinned.items()}
+        metadata = files.read(name).decode().replace('"', "'")
+    bounds = re.findall(r"^Requires-Dist: ([\w.-]+>=[\w.]+)(?:; extra == '(.*)')?$", metadata, re.MULTILINE)
+    found = [bound for bound, of in bounds if of in ("", extra)] + [INSTEAD[extra]] * (extra in INSTEAD)
+    return [bound.replace(">=", "==") for bound in found]
 
 
 def environment(folder, python, requirements, constraints, below=None):
@@ -67,7 +64,10 @@ def environment(folder, python, requirements, constraints, below=None):
         (packages,) = folder.glob("lib/python3*/site-packages")
         (lower,) = below.glob("lib/python3*/site-packages")
         (packages / "below.pth").write_text(f"{lower}\n")
-    run(inside, "-m", "pip", "install", "--quiet", *requirements, *constraints)
+    told = folder / "constraints.txt"
+    told.write_text("".join(f"{line}\n" for line in constraints))
+    print("constraints:", *constraints)
+    run(inside, "-m", "pip", "install", "--quiet", *requirements, "-c", told)
     return inside
 
 
@@ -76,15 +76,16 @@ def smoke(inside, name, folder, wheel):
     run(inside, "-I", ROOT / ".ci" / "smoke.py", name, wheel.name.split("-")[1], cwd=folder)
 
 
-def try_wheel(python, wheel, extras, constraints):
+def try_wheel(python, wheel, extras, old):
     """Return the names of what failed."""
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         core = folder / "core"
-        smoke(environment(core, python, [wheel], constraints), "core", folder, wheel)
+        smoke(environment(core, python, [wheel], oldest(wheel, "") if old else []), "core", folder, wheel)
         for name in extras:
             requirements = [wheel, INSTEAD[name]] if name in INSTEAD else [f"{wheel}[{name}]"]
+            constraints = oldest(wheel, name) if old else []
             try:
                 smoke(environment(folder / name, python, requirements, constraints, core), name, folder, wheel)
             except subprocess.CalledProcessError as error:
@@ -107,15 +108,7 @@ def main():
     if options.no_try:
         return
     (wheel,) = DIST.glob("*.whl")
-    with tempfile.TemporaryDirectory() as folder:
-        constraints = []
-        if options.oldest:
-            pinned = oldest(wheel)
-            print("oldest:", pinned)
-            path = Path(folder, "constraints.txt")
-            path.write_text("".join(f"{package}=={bound}\n" for package, bound in pinned.items()))
-            constraints = ["-c", path]
-        failed = try_wheel(options.python, wheel, options.extras, constraints)
+    failed = try_wheel(options.python, wheel, options.extras, options.oldest)
     if failed:
         raise SystemExit(f"The wheel does not work with {', '.join(failed)}.")
     print("The wheel works:", "core", *options.extras)
