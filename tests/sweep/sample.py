@@ -57,7 +57,7 @@ def first_that_runs(builds):
         except Skip:
             raise
         except Exception as e:
-            error = e
+            error = error or e
             continue
         return sample
     raise Skip(

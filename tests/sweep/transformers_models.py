@@ -99,7 +99,7 @@ IMAGES = Kind(
 AUDIO = Kind(
     "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
     [
-        ("input_values", lambda config: (BATCH, 2000)),
+        ("input_values", lambda config: (BATCH, 8000)),
         ("input_values", lambda config: (BATCH, 1024, 128)),
         ("input_features", lambda config: (BATCH, 40, getattr(config, "feature_projection_input_dim", 160))),
         ("input_features", lambda config: (BATCH, 80, 2 * getattr(config, "max_source_positions", 100))),
