@@ -187,7 +187,7 @@ def finetuning():
     compared = ("as it was", recipe.label, "clean", judge)
     notes = (
         "Without a warm-up of its weight a penalty of this strength ruins a network that was trained plainly; "
-        "`examples/experiments/results/finetune.md` has what else was tried."
+        "[fine-tuning](results/finetune.md) has what else was tried."
     )
     return [Line("for a tenth of its training", recipe.penalty, made, compared, notes, "\n".join(more))]
 
