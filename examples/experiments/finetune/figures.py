@@ -12,6 +12,7 @@ from examples.experiments.finetune.report import changes
 COLOURS = {
     "plain": ("#999999", "D"),
     "fgsm": ("#D55E00", "s"),
+    "fgsm-half": ("#E69F00", "D"),
     "pgd": ("#000000", "v"),
     "tv-fourth": ("#009E73", "o"),
     "tv": ("#0072B2", "o"),

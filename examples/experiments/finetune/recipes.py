@@ -44,6 +44,7 @@ def _words(peak=None, warmup=0.0, frozen=0):
 
 PLAIN = Recipe("plain")
 FGSM = Recipe("FGSM, random start", fgsm_random_start, {"epsilon": cifar.EPSILON})
+HALF = Recipe("FGSM on a half", fgsm_random_start, {"epsilon": cifar.EPSILON, "share": 0.5})
 PGD = Recipe("PGD-7", pgd_training, {"epsilon": cifar.EPSILON, "steps": 7})
 TV, STRONG, FOURTH = cifar.tv(10, 1 / 4), cifar.tv(20, 1 / 4), cifar.tv(10, 1 / 4, interval=4)
 LOGITS, LOGITS_STRONG = (cifar.tv_logits(weight, 1 / 4) for weight in (0.3, 1))
@@ -68,6 +69,7 @@ BASE = {"base": FineTune("as it was", part=0.0)}
 WAYS = {  # name: (recipe, what is special of it)
     "plain": (PLAIN, {}),
     "fgsm": (FGSM, {}),
+    "fgsm-half": (HALF, {}),
     "pgd": (PGD, {}),
     "tv": (TV, WARM),
     "tv-strong": (STRONG, WARM),

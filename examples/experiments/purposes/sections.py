@@ -186,8 +186,8 @@ def finetuning():
     ]
     compared = ("as it was", recipe.label, "clean", judge)
     notes = (
-        "Without the warm-up of the weight a penalty of this strength ruins a network that was trained plainly: the "
-        "row without it, and the page of the experiment, `examples/experiments/results/finetune.md`."
+        "Without a warm-up of its weight a penalty of this strength ruins a network that was trained plainly; "
+        "[fine-tuning](results/finetune.md) has what else was tried."
     )
     return [Line("for a tenth of its training", recipe.penalty, made, compared, notes, "\n".join(more))]
 
