@@ -52,7 +52,7 @@ def oldest(wheel, extra):
         (name,) = (n for n in files.namelist() if n.endswith(".dist-info/METADATA"))
         metadata = files.read(name).decode().replace('"', "'")
     bounds = re.findall(r"^Requires-Dist: ([\w.-]+>=[\w.]+)(?:; extra == '(.*)')?$", metadata, re.MULTILINE)
-    found = [bound for bound, of in bounds if of in ("", extra)] + [INSTEAD[extra]] * (extra in INSTEAD)
+    found = [bound for bound, of in bounds if of in ("", extra)] + ([INSTEAD[extra]] if extra in INSTEAD else [])
     return [bound.replace(">=", "==") for bound in found]
 
 
