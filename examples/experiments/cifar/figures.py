@@ -24,8 +24,8 @@ FAMILIES = {  # a knob turned: recipes in its order
 CURVES = {  # as many as a picture can hold
     "plain": ("plain training", "#000000", "o", ":"),
     "fgsm": ("FGSM adversarial training", "#D55E00", "s", "--"),
-    "pgd": ("PGD-7 adversarial training", "#CC79A7", "P", "-."),
-    "tv-fourth": ("torchlipreg, every 4th step", "#0072B2", "D", "-"),
+    "tv-quarter-10": ("torchlipreg, a quarter of each batch", "#0072B2", "D", "-"),
+    "tv-fourth": ("the same, every 4th step", "#56B4E9", "^", "-."),
 }
 
 
