@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torchlipreg import LipschitzPenalty
 from torchlipreg.model.modules import compiled_module, unwrap
 
 FLOATING = ("pixel_values", "input_features", "input_values", "inputs_embeds")
@@ -151,3 +152,13 @@ def _check_takes_embeddings(model: Any) -> None:
         f"Expected argument `model` to take embeddings, because token ids cannot be moved, but {type(model).__name__} "
         f"lacks {lacks}. Add it as the models of transformers have it, or name another input by `penalty_input`."
     )
+
+
+def check_shape(penalty: LipschitzPenalty, x: Tensor) -> None:
+    """Raise ValueError where a batch has another shape than the pairs that a penalty keeps."""
+    pairs = penalty.pairs
+    if penalty.settings.persistent and pairs is not None and pairs.x.shape[1:] != x.shape[1:]:
+        raise ValueError(
+            f"Expected batches of one shape, because the penalty keeps its pairs, but got {tuple(x.shape[1:])} after "
+            f'{tuple(pairs.x.shape[1:])}. Pad texts to one length, `padding="max_length"`, or use the method "tv".'
+        )

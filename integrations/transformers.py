@@ -1,22 +1,21 @@
-"""Hugging Face transformers: a Trainer with one more argument, the penalty."""
+"""Hugging Face transformers: a Trainer with one more argument, the penalty. Long: it documents what it overrides."""
 
 from __future__ import annotations
 
 import copy
 import logging
-import math
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.integrations._stepped import Stepped
-from torchlipreg.integrations._trainer_input import penalised, plain_model, without_loss
+from torchlipreg.integrations._trainer_input import check_shape, penalised, plain_model, without_loss
+from torchlipreg.integrations._trainer_schedules import Stepping, find_accuracy, load_schedules
 from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, save_penalty
 from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
 
@@ -89,7 +88,7 @@ class LipschitzTrainerMixin:
         self.penalty, self.penalty_input, self._stepped, self.accuracy = penalty, penalty_input, stepped, accuracy
         self._at_first = copy.deepcopy({"penalty": penalty.state_dict(), "schedules": stepped.state_dict()})
         if stepped.schedules:
-            self.add_callback(_Stepping(stepped))  # type: ignore[attr-defined]
+            self.add_callback(Stepping(stepped))  # type: ignore[attr-defined]
         self._terms = _Mean()
         self._in_step = self._asked = self._looked = False
 
@@ -183,7 +182,7 @@ class LipschitzTrainerMixin:
         check_parallelism(model)
         labels, eager = self.label_names, self.penalty.radius == 0  # type: ignore[attr-defined]
         name, f, x, model_kwargs = penalised(model, inputs, self.penalty_input, labels, eager=eager)
-        _check_shape(self.penalty, x)
+        check_shape(self.penalty, x)
         term = self.penalty(f, x, without_loss(outputs), model_kwargs=model_kwargs)
         if not self._looked:  # the penalty itself, which sees a callable around the model, cannot
             check_unused_parameters(model, outputs, term)
@@ -207,7 +206,7 @@ class LipschitzTrainerMixin:
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         metrics: dict[str, float] = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)  # type: ignore[misc]
         if self._stepped.follows_accuracy and not skip_scheduler:
-            self._stepped.after_accuracy(_find_accuracy(metrics, self.accuracy or ""))
+            self._stepped.after_accuracy(find_accuracy(metrics, self.accuracy or ""))
         return metrics
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -223,7 +222,7 @@ class LipschitzTrainerMixin:
             return
         load_penalty(self.penalty, Path(checkpoint, NAME))
         if self._stepped.schedules:
-            _load_schedules(self._stepped, Path(checkpoint, SCHEDULES))
+            load_schedules(self._stepped, Path(checkpoint, SCHEDULES))
 
 
 class LipschitzTrainer(LipschitzTrainerMixin, Trainer):
@@ -261,50 +260,3 @@ class _Mean:
         mean = torch.as_tensor(self.total / self.count)
         self.__init__()  # type: ignore[misc]
         return mean
-
-
-class _Stepping(TrainerCallback):
-    """Steps schedules where the Trainer says that a step or an epoch ended."""
-
-    def __init__(self, stepped: Stepped) -> None:
-        self.stepped = stepped
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.stepped.begin(math.floor(state.epoch or 0))
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Saved after an epoch's last step, a checkpoint is resumed in the next: the end of its epoch never comes.
-        self.stepped.after_epochs(math.floor(state.epoch or 0))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.stepped.after_update()
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not (control.should_training_stop and state.epoch % 1):  # stopped in its midst, it may go on when resumed
-            self.stepped.after_epochs(math.ceil(state.epoch))
-
-
-def _find_accuracy(metrics: dict[str, float], name: str) -> float:
-    full = name if name.startswith("eval_") else f"eval_{name}"
-    if full not in metrics:
-        raise ValueError(
-            f"Expected argument `accuracy` to name a metric of evaluations, but got {name!r}, and there are "
-            f"{', '.join(metrics)}. Return it from `compute_metrics`."
-        )
-    return metrics[full]
-
-
-def _load_schedules(stepped: Stepped, path: Path) -> None:
-    if path.exists():
-        stepped.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    else:
-        warnings.warn(f"There are no schedules in {path.parent}: they start anew.", stacklevel=3)
-
-
-def _check_shape(penalty: LipschitzPenalty, x: Tensor) -> None:
-    pairs = penalty.pairs
-    if penalty.settings.persistent and pairs is not None and pairs.x.shape[1:] != x.shape[1:]:
-        raise ValueError(
-            f"Expected batches of one shape, because the penalty keeps its pairs, but got {tuple(x.shape[1:])} after "
-            f'{tuple(pairs.x.shape[1:])}. Pad texts to one length, `padding="max_length"`, or use the method "tv".'
-        )

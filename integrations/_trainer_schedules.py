@@ -1,0 +1,57 @@
+"""Schedules of a penalty under transformers' Trainer: when they are stepped, and how they resume."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from torchlipreg.integrations._stepped import Stepped
+
+
+class Stepping(TrainerCallback):
+    """Steps schedules where the Trainer says that a step or an epoch ended."""
+
+    def __init__(self, stepped: Stepped) -> None:
+        self.stepped = stepped
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take in where a resumed training is."""
+        self.stepped.begin(math.floor(state.epoch or 0))
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make up for the end of an epoch that never came."""
+        # Saved after an epoch's last step, a checkpoint is resumed in the next: the end of its epoch never comes.
+        self.stepped.after_epochs(math.floor(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Step what follows the optimizer."""
+        self.stepped.after_update()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Step what follows epochs."""
+        if not (control.should_training_stop and state.epoch % 1):  # stopped in its midst, it may go on when resumed
+            self.stepped.after_epochs(math.ceil(state.epoch))
+
+
+def find_accuracy(metrics: dict[str, float], name: str) -> float:
+    """Return an evaluation's accuracy, by its name with or without ``eval_``; ValueError where there is none."""
+    full = name if name.startswith("eval_") else f"eval_{name}"
+    if full not in metrics:
+        raise ValueError(
+            f"Expected argument `accuracy` to name a metric of evaluations, but got {name!r}, and there are "
+            f"{', '.join(metrics)}. Return it from `compute_metrics`."
+        )
+    return metrics[full]
+
+
+def load_schedules(stepped: Stepped, path: Path) -> None:
+    """Restore schedules from a checkpoint's file; warn where there is none."""
+    if path.exists():
+        stepped.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    else:
+        warnings.warn(f"There are no schedules in {path.parent}: they start anew.", stacklevel=3)
