@@ -2,7 +2,7 @@
 
 import torch
 
-from sweep.sample import Sample, Skip
+from sweep.sample import Sample, Skip, check_size
 
 BATCH, WIDTH, LENGTH = 2, 32, 8
 SMALL = {
@@ -64,6 +64,8 @@ class Kind:
             def make():
                 config = CONFIG_MAPPING[name]()
                 config = shrink(config) if small else few_layers(config)
+                with torch.device("meta"):  # some default to hundreds of gigabytes
+                    check_size(model(config))
                 net = model(config)
                 generator = torch.Generator().manual_seed(1)
                 x = torch.randn(shape(config), dtype=torch.float64, generator=generator)
