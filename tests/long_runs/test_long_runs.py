@@ -154,6 +154,7 @@ def on_a_rank(rank, resumes):
         net, model, penalty = begin(1)
         net.load_state_dict(saved["net"])
         penalty.load_state_dict(saved["penalty"])
+        watch.seen.clear()  # another net, and what saving and loading import: what follows is to be flat
         train(net, penalty, STEPS - STEPS // 2, start=STEPS // 2, watch=watch, model=model)
     return *watch.close(), torch.cat([p.detach().flatten() for p in net.parameters()])
 

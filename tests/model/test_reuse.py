@@ -289,3 +289,26 @@ def test_noise_that_is_scheduled_up_is_noticed():
         value = penalty(net, x, net(x))
     assert not penalty.reuses_outputs
     torch.testing.assert_close(value, value_at(net, penalty.pairs))
+
+
+class Drifts(nn.Module):
+    """Its state moves its values by less than float32 would show."""
+
+    def __init__(self, drift):
+        super().__init__()
+        self.net, self.drift = mlp(), drift
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x):
+        self.count += 1
+        return self.net(x) * (1 + self.drift * self.count)
+
+
+@pytest.mark.parametrize("drift", [1e-2, 1e-6, 0.0])
+def test_outputs_of_a_model_that_drifts_are_not_reused(drift):
+    net, x = Drifts(drift).double(), torch.randn(8, 6, dtype=torch.float64)
+    penalty = penalty_of("tv", radius=1e-3)
+    for _ in range(2):
+        value = penalty(net, x, net(x))
+        torch.testing.assert_close(value, penalty(net, x, update=False), rtol=1e-12, atol=0)
+        assert penalty.reuses_outputs == (drift == 0)

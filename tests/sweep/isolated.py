@@ -3,8 +3,10 @@
 import functools
 import multiprocessing
 import os
+import resource
 import time
 
+MEMORY = 6 << 30  # bytes that a sample may take: more is an error in it, not in its neighbours
 PATIENCE = 20  # times the limit that may pass on the wall
 
 
@@ -17,6 +19,7 @@ def work(connection):
     from sweep.sample import Skip
 
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     while True:
         group, name, options = connection.recv()
         if name is None:

@@ -7,14 +7,19 @@ OUTCOMES = ("right", "refused", "skipped", "WRONG")
 WHAT = """# Models that others wrote
 
 `make sweep`: each model is made with random weights, in float64, with the smallest inputs that it takes. Method tv at
-radius .1 in ℓ2. *Right* means: in eval mode value and gradient, and in train mode the value, equal a plain reference at
-the same pairs to 1e-7 (gradient 1e-6), which evaluates a copy of the model in eval mode for each point; in the limit
-ε → 0 value and gradient equal the reference at a distance of 1e-6 (to 1e-4, gradient 1e-3), or, in models that compute
-in float32 inside, at 1e-4 (to 1e-3, gradient 1e-2); and after each call flags, buffers,
-parameters, gradients, attributes and random numbers are as before. Of every tenth model the compiled form is compared
-as well (`torch.compile`, backend aot_eager), and of every fifth with BatchNorm and less than 3 million parameters the
-gradient in train mode with central differences, the statistics measured anew. *Refused* is an error that says why;
-*skipped* was not looked at.
+radius .1 in ℓ2. *Right* means:
+
+- in eval mode value and gradient, and in train mode the value, equal a plain reference at the same pairs to 1e-7
+  (gradient 1e-6), which evaluates a copy of the model in eval mode for each point;
+- in the limit ε → 0 value and gradient equal the reference at a distance of 1e-6 (to 1e-4, gradient 1e-3), or,
+  "coarsely", in models that compute in float32 inside, at 1e-4 (to 1e-3, gradient 1e-2) or 1e-2 (to 1e-2, gradient a
+  tenth);
+- after each call flags, buffers, parameters, gradients, attributes and random numbers are as before;
+- of every tenth model the compiled form is right as well (`torch.compile`, backend aot_eager), and of every fifth with
+  BatchNorm and less than 3 million parameters the gradient in train mode equals central differences, the statistics
+  measured anew.
+
+*Refused* is an error that says why; *skipped* was not looked at.
 """
 
 
@@ -41,11 +46,14 @@ def markdown(results, date, versions):
                 group,
                 len(own),
                 *(counts[o] for o in OUTCOMES),
-                *(checks[c] for c in ("limit", "compiled", "differences")),
+                *(checks[c] for c in ("limit", "limit, coarsely", "compiled", "differences")),
             ]
         )
     made = ", ".join(f"{library} {version}" for library, version in versions.items())
-    parts = [WHAT, table(["group", "samples", *OUTCOMES, "limit too", "compiled too", "differences too"], rows)]
+    parts = [
+        WHAT,
+        table(["group", "samples", *OUTCOMES, "limit too", "coarsely", "compiled too", "differences too"], rows),
+    ]
     for outcome, title in (("WRONG", "Wrong"), ("refused", "Refused"), ("skipped", "Skipped")):
         own = [row for row in results if row["outcome"] == outcome]
         if own:

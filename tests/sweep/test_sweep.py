@@ -76,7 +76,7 @@ def test_the_table_counts_outcomes_and_names_reasons():
         {"group": "timm", "name": "C", "outcome": "WRONG", "detail": "off"},
     ]
     page = markdown(rows, "2026-01-01", {"torch": "2"})
-    assert "| torch | 2 | 1 | 1 | 0 | 0 | 1 | 0 | 0 |" in page
+    assert "| torch | 2 | 1 | 1 | 0 | 0 | 1 | 0 | 0 | 0 |" in page
     assert "| torch | B | a \\| b |" in page
     assert "## Wrong" in page
 

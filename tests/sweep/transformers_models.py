@@ -2,7 +2,7 @@
 
 import torch
 
-from sweep.sample import Sample, Skip
+from sweep.sample import Sample, Skip, check_size
 
 BATCH, WIDTH, LENGTH = 2, 32, 8
 SMALL = {
@@ -18,6 +18,8 @@ SMALL = {
     **{"head_dim": 8, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_labels": 5, "d_kv": 8},
     **{"d_latents": 32, "num_latents": 8, "max_position_embeddings": 64, "n_positions": 64, "image_size": 64},
     **{"conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
+    **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "rotary_dim", "attention_head_dim"), 8),
+    **{"q_lora_rank": 16, "kv_lora_rank": 16, "pooler_hidden_size": 32, "entity_vocab_size": 9, "entity_emb_size": 32},
     **{"hidden_dropout_prob": 0.1, "pad_token_id": 0, "classifier_proj_size": 16, "num_codevectors_per_group": 8},
 }
 
@@ -64,6 +66,8 @@ class Kind:
             def make():
                 config = CONFIG_MAPPING[name]()
                 config = shrink(config) if small else few_layers(config)
+                with torch.device("meta"):  # some default to hundreds of gigabytes
+                    check_size(model(config))
                 net = model(config)
                 generator = torch.Generator().manual_seed(1)
                 x = torch.randn(shape(config), dtype=torch.float64, generator=generator)

@@ -83,7 +83,7 @@ class Step:
             rule, objective = climbing(region, q, batch.x)
             carried = method.start(batch, self.state, rule, self.rng)
             q.f = f.given(carried.side)
-            q.fx = self._at_anchor(f, region, carried, batch, loop)
+            q.fx = self._at_anchor(f, region, carried, batch, loop, seen.moves)
             if self.update:
                 carried = self._ascend(rule, objective, region, batch, carried)
             quotients = q(carried.pairs, batch.valid)
@@ -152,14 +152,20 @@ class Step:
         return LoopOutputs.select(x, outputs, side, self.settings.output)
 
     def _at_anchor(
-        self, f: FixedFunction, region: Region, carried: Carried, batch: Batch, loop: LoopOutputs | None
+        self,
+        f: FixedFunction,
+        region: Region,
+        carried: Carried,
+        batch: Batch,
+        loop: LoopOutputs | None,
+        moves: bool,
     ) -> Tensor | None:
         """Return f(x) where x stays on the data point: the loop's outputs if they serve, else by a forward."""
         fx = self._follow(f, carried, batch.x, batch.side)
         if not region.shares_fx:
             return None
         target = self.settings.one_sided
-        if loop is not None and self.reuse.allowed(f, loop, needs_gradient=not target):
+        if loop is not None and self.reuse.allowed(f, loop, needs_gradient=not target, moves=moves):
             fx = loop.y if batch.rows is None else loop.y[batch.rows]
             fx = fx if len(fx) else loop.y.new_zeros(len(batch.x), *loop.y.shape[1:])
         elif fx is None:

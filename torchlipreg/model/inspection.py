@@ -26,12 +26,14 @@ class Seen(NamedTuple):
     Attributes:
         dtype: The half precision in which some operation ran; None if all was in full precision.
         carries: The forward leaves something on the modules, from which the next one would start.
+        moves: Its values depend on that: after another forward the model is another function.
         draws: The forward draws random numbers of torch's, whether or not its values show it.
         error: What to raise: two forwards at the same points gave different values.
     """
 
     dtype: torch.dtype | None
     carries: bool
+    moves: bool
     draws: bool
     error: ValueError | None
 
@@ -49,7 +51,7 @@ class Inspector:
         return self._seen.get(_identity(model))
 
     def look(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> Seen:
-        """Look at a model: two forwards, whose values are waited for.
+        """Look at a model: two forwards, a third if it carries something on, whose values are waited for.
 
         Args:
             model: As the user gave it.
@@ -69,10 +71,11 @@ class Inspector:
                 with observer:
                     y = f(x).detach()
             carries, draws = f.left_something(), not torch.equal(before, _rng_state(x))
+            moves = carries and (f.is_sharded or not torch.equal(y, f(x).detach()))
             f.carry(carries)
             again = f(x).detach()
             error = None if _equal(y, again) else ValueError(_random(observer.drawn, y, again))
-        seen = Seen(observer.dtype, carries, draws, error)
+        seen = Seen(observer.dtype, carries, moves, draws, error)
         self._seen[_identity(model)] = seen
         return seen
 

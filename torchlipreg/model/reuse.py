@@ -62,7 +62,7 @@ class OutputReuse:
         self._calls = 0
         self._later = Later()
 
-    def allowed(self, f: FixedFunction, loop: LoopOutputs, *, needs_gradient: bool = True) -> bool:
+    def allowed(self, f: FixedFunction, loop: LoopOutputs, *, needs_gradient: bool = True, moves: bool = False) -> bool:
         """Say whether ``loop.y`` may be used for f(x).
 
         Reads tensor values only when the model's training flags, autocast or a shape differ from the last call's.
@@ -71,6 +71,8 @@ class OutputReuse:
             f: The model as a fixed function.
             loop: The loop's inputs and outputs.
             needs_gradient: Whether f(x) has to carry a gradient, as it does unless it is a mere target.
+            moves: Whether each forward changes the function, if only by less than a comparison shows: the loop's was
+                another one.
 
         Returns:
             True if ``loop.y`` is f(x), gradient included.
@@ -80,7 +82,7 @@ class OutputReuse:
         """
         # With a gradient to x, as from embeddings, f(x) would pull at x while x′ holds still: recomputed, it does not.
         (x, y, side, rounded), found = loop, f.found
-        usable = not (found.inexact or x.device.type in found.autocast)
+        usable = not (moves or found.inexact or x.device.type in found.autocast)
         usable = usable and (not needs_gradient or (y.requires_grad and not x.requires_grad))
         usable = usable and not rounded and y.dtype in (torch.float32, torch.float64)
         sharded = f.is_sharded
