@@ -183,3 +183,12 @@ def test_published_models_are_those_of_todays_recipes(split):
         for name, record in kept.items():
             stored = {word: value for word, value in record.items() if word not in ("label", "step time")}
             assert stored == today[network, name], name
+
+
+def test_published_warm_up_of_the_weight_keeps_the_network():
+    """What the page of settings by purpose says of it, on the test images and on those to choose settings by."""
+    _, results, validation = published()
+    pairs = [(results, "tv-cold", "tv"), (validation, "tv-quarter-cold", "tv-quarter-warm")]
+    for of, cold, warm in [*pairs, (validation, "logits-quarter-cold", "logits-quarter-warm")]:
+        (without,), (with_it,) = (of.numbers("conv", name, "clean")[:1] for name in (cold, warm))
+        assert with_it > without + 0.05, cold

@@ -42,7 +42,7 @@ def _picture(results, network, folder):
         errors = [_spread(found[name].robust) for name in names]
         left.errorbar(clean, robust, errors, [_spread(found[name].clean) for name in names], **style)
         right.errorbar([100 * found[name].price for name in names], robust, errors, **style)
-    left.set(xlabel="clean accuracy gained, points", title="what it costs in clean accuracy")
+    left.set(xlabel="change of clean accuracy, points", title="what it costs in clean accuracy")
     left.set_ylabel(f"robust accuracy gained at ℓ∞ 8/255, points\n({judge(results, network)[1]})")
     right.set(xlabel="time, as a share of the plain training's", title="what it costs in time", xscale="log")
     prices = [100 * change.price for change in found.values() if change.price]

@@ -19,7 +19,7 @@ COLUMNS = {
 }
 NOTES = {
     "PGD": "PGD: 20 steps, on every tenth image; ℓ∞ in 255ths of the range of a pixel.",
-    "APGD": "APGD: the two gradient attacks of AutoAttack, on the first 200 images.",
+    "APGD": "APGD: the two gradient attacks of AutoAttack, on the first 200 images: a standard error of 3 points.",
     "AutoAttack": "AutoAttack: the standard four attacks, on the first 200 images.",
     "noise": "Noise is added as it is, without a clamp to [0, 1].",
     "time": "time: CPU time of a step, relative to plain, taken in turns.",
