@@ -31,7 +31,7 @@ def check_size(net):
 
 
 def stirred(net):
-    """Move parameters and statistics off their initial values, at which many a term vanishes, if not the whole slope."""
+    """Move parameters and statistics off their initial values, where many a term, or the slope, vanishes."""
     with torch.no_grad():
         for p in net.parameters():
             if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all()):
