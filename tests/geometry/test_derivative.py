@@ -252,6 +252,8 @@ NORM_LAYERS = {
         lambda x: nn.functional.batch_norm(x, x.new_zeros(6), x.new_ones(6), training=True)
     ),
     "GLU": lambda: nn.Sequential(nn.Linear(6, 12), nn.GLU()),
+    "hard sigmoid": lambda: nn.Hardsigmoid(),
+    "hard sigmoid in place": lambda: nn.Hardsigmoid(inplace=True),
     "group norm": lambda: nn.GroupNorm(2, 6),
     "RMS norm": lambda: nn.RMSNorm(6),
 }
@@ -286,7 +288,9 @@ def _check_gradient_of_derivative(net):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["layer norm", "instance norm", "batch norm of the batch", "GLU", "encoder"])
+@pytest.mark.parametrize(
+    "name", ["layer norm", "instance norm", "batch norm of the batch", "GLU", "hard sigmoid", "encoder"]
+)
 def test_plain_formulas_have_the_values_of_torch(name, dtype):
     torch.manual_seed(0)
     net, x = Functional(NORM_LAYERS[name]()).to(dtype).eval(), draw(5, 6).to(dtype)

@@ -32,7 +32,10 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m sweep", description=__doc__)
     parser.add_argument("--groups", nargs="*", default=GROUPS, choices=GROUPS, metavar="GROUP", help=", ".join(GROUPS))
     parser.add_argument(
-        "--results", type=Path, default=ROOT / "out" / "sweep.jsonl", help="what is in it is not done again"
+        "--results",
+        type=Path,
+        default=Path(__file__).with_name("results.jsonl"),
+        help="what is in it is not done again",
     )
     parser.add_argument("--table", type=Path, default=ROOT / "docs" / "models.md")
     parser.add_argument("--limit", type=float, default=120, help="processor seconds for a sample")

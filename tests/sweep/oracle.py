@@ -36,7 +36,7 @@ def plain(net, call, x, x_prime):
     """mean ‖f(x′) − f(x)‖² / ‖x′ − x‖² with its gradient, from a fresh copy in eval mode for each point."""
     ends = []
     for z in (x, x_prime):
-        fresh = copy.deepcopy(net).eval()
+        fresh = copy.deepcopy(net).train().eval()  # LeViT empties a cache in train()
         for p in fresh.parameters():
             p.grad = None
         ends.append((fresh, tensor_of(call(fresh, z.clone()))))

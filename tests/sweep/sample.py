@@ -31,11 +31,14 @@ def check_size(net):
 
 
 def stirred(net):
-    """Move parameters and statistics off their initial values, at which many a term vanishes."""
+    """Move parameters and statistics off their initial values, where many a term, or the slope, vanishes."""
     with torch.no_grad():
         for p in net.parameters():
             if p.is_floating_point() and p.numel() and bool((p == p.flatten()[0]).all()):
                 p.add_(0.1 * torch.randn_like(p))
+            if p.is_floating_point() and p.dim() > 1 and p.numel() > p.shape[0]:
+                small = float(p.std() * p[0].numel() ** 0.5)  # 1 keeps the size of activations
+                p.mul_(1 / small if 0 < small < 1 else 1.0)
         for m in net.modules():
             if isinstance(getattr(m, "running_var", None), Tensor) and isinstance(m, nn.modules.batchnorm._NormBase):
                 m.running_mean.add_(0.1 * torch.randn_like(m.running_mean))

@@ -69,6 +69,11 @@ def test_a_refusal_is_no_failure_and_a_failure_no_refusal():
     assert "cannot be run" in broken["detail"]
 
 
+def test_a_constant_network_is_no_proof():
+    flat = judge(lambda: [lambda: Sample(nn.Linear(6, 3), torch.randn(4, 6).double(), lambda net, z: net(0 * z))])
+    assert flat["outcome"] == "skipped"
+
+
 def test_the_table_counts_outcomes_and_names_reasons():
     rows = [
         {"group": "torch", "name": "A", "outcome": "right", "detail": "", "checks": ["limit"], "limit": "right"},

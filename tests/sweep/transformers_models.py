@@ -6,7 +6,10 @@ from sweep.sample import Sample, Skip, check_size
 
 BATCH, WIDTH, LENGTH = 2, 32, 8
 SMALL = {
-    **dict.fromkeys(("hidden_size", "d_model", "embed_dim", "dim", "n_embd", "emb_dim", "embedding_size"), WIDTH),
+    **dict.fromkeys(
+        ("hidden_size", "d_model", "embed_dim", "dim", "n_embd", "emb_dim", "embedding_size", "word_embed_proj_dim"),
+        WIDTH,
+    ),
     **dict.fromkeys(("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "ffn_dim", "n_inner"), 48),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "dense_intermediate_size"), 16),
     **dict.fromkeys(("num_hidden_layers", "encoder_layers", "decoder_layers", "num_layers", "n_layer"), 2),
@@ -15,7 +18,15 @@ SMALL = {
     **dict.fromkeys(("n_head", "n_heads", "num_self_attention_heads", "num_cross_attention_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "multi_query_group_num"), 2),
     **dict.fromkeys(("vocab_size", "type_vocab_size_large"), 99),
-    **{"head_dim": 8, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_labels": 5, "d_kv": 8},
+    **{
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_routed_experts": 4,
+        "num_labels": 5,
+        "d_kv": 8,
+    },
     **{"d_latents": 32, "num_latents": 8, "max_position_embeddings": 64, "n_positions": 64, "image_size": 64},
     **{"conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
     **dict.fromkeys(("qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "rotary_dim", "attention_head_dim"), 8),
@@ -37,8 +48,13 @@ def shrink(config, seen=()):
             setattr(config, name, SMALL[name])
         elif name == "depths":
             setattr(config, name, [1] * len(value))
-    config.num_labels = 5
-    config.pad_token_id = 0
+    kinds = getattr(config, "layer_types", None)
+    if isinstance(kinds, list) and kinds:  # one layer of each kind
+        config.layer_types = ([*dict.fromkeys(kinds)] * 2)[:2]
+    if hasattr(config, "kv_lora_rank"):
+        config.num_key_value_heads = config.num_attention_heads
+    config.num_labels, config.pad_token_id = 5, 0
+    config._experts_implementation = "eager"  # the grouped one knows no float64
     return config
 
 
@@ -89,7 +105,9 @@ def few_layers(config):
 def width_of(config):
     text = config.get_text_config()
     return next(
-        getattr(text, n) for n in ("embedding_size", "hidden_size", "d_model", "n_embd", "dim") if hasattr(text, n)
+        getattr(text, n)
+        for n in ("input_embedding_size", "embedding_size", "hidden_size", "d_model", "n_embd", "dim")
+        if hasattr(text, n)
     )
 
 

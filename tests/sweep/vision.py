@@ -57,7 +57,7 @@ class Timm:
 
         ways = []
         for size in sorted({*SIZES, own}):
-            ways += [build(size, img_size=size), build(size)]
+            ways += [build(size), build(size, img_size=size)]
         return ways
 
 

@@ -14,11 +14,11 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class PlainFormulas(TorchFunctionMode):
-    """Run layer, instance and batch norms, and GLU, by elementary operations for the length of the context.
+    """Run layer, instance and batch norms, GLU and hard sigmoid by elementary operations for the length of the context.
 
     torch's rules of the forward-mode derivatives of those norms hold mean and variance constant. The derivative itself
     is right, but its gradient, which the limit ε → 0 needs, is silently wrong (pytorch issues 196699, 196700, 198017).
-    Of GLU's it has none. Group norm, RMS norm and batch norm by running statistics are right.
+    Of those of GLU and hard sigmoid it has none. Group norm, RMS norm and batch norm by running statistics are right.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -49,6 +49,12 @@ def glu(input: Tensor, dim: int = -1) -> Tensor:
     """Return what ``torch.nn.functional.glu`` does."""
     a, b = input.chunk(2, dim)
     return a * b.sigmoid()
+
+
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """Return what ``torch.nn.functional.hardsigmoid`` does."""
+    y = (input + 3).clamp(0, 6) / 6
+    return input.copy_(y) if inplace else y
 
 
 def _by_own_statistics(norm: Callable[..., Tensor], first_axis: tuple[int, ...]) -> Callable[..., Tensor]:
@@ -100,6 +106,7 @@ _batch_norm = _by_own_statistics(torch.batch_norm, first_axis=(0,))
 _instance_norm = _by_own_statistics(torch.instance_norm, first_axis=())
 PLAIN: dict[Any, Callable[..., Any]] = {
     F.glu: glu,
+    F.hardsigmoid: hardsigmoid,
     F.layer_norm: layer_norm,
     torch.layer_norm: layer_norm,
     torch.native_layer_norm: native_layer_norm,
