@@ -74,6 +74,7 @@ def test_ddp_minimal(torchrun):
     assert found[-1] < 0.8 * found[0]
 
 
+@pytest.mark.slow
 def test_ddp_minimal_on_two_nodes(torchrun, free_port):
     def node(rank):
         where = ("--nnodes", 2, "--node_rank", rank, "--master_addr", "127.0.0.1", "--master_port", free_port)
@@ -97,6 +98,7 @@ def wait_for(path, process):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(torchrun, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     text = output(torchrun(*train("--epochs", 2, "--output", whole)))

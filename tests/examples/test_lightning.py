@@ -96,6 +96,7 @@ def test_killed_and_resumed_equals_uninterrupted(start, tmp_path):
     assert leaves(saved(without)["state_dict"]) != leaves(saved(whole)["state_dict"])
 
 
+@pytest.mark.slow
 def test_two_processes_in_bfloat16(start, tmp_path):
     options = (
         "--devices",

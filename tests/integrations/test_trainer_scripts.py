@@ -132,7 +132,7 @@ def test_weight_zero_is_the_plain_run(tmp_path, task):
     assert not same(weights(ours), weights(plain))
 
 
-@pytest.mark.parametrize(("task", "method"), [("image", "max"), ("text", "tv")])
+@pytest.mark.parametrize(("task", "method"), [("image", "max"), pytest.param("text", "tv", marks=pytest.mark.slow)])
 def test_a_resumed_script_ends_as_the_uninterrupted(tmp_path, task, method):
     whole = main(penalised(method), *line(tmp_path / "whole", task))
     saved = tmp_path / "whole" / "checkpoint-6"
