@@ -38,7 +38,7 @@ def at_scale(name, images, epochs, factor, judged, learning_rate=4e-3):
             "augmentation": f"flips, shifts of {SHIFT}",
             "schedule": "one cycle",
         },
-        timing=(4, 8),
+        timing=(8, 16),
     )
 
 
