@@ -57,9 +57,9 @@ class LipschitzTrainerMixin:
 
     Raises:
         TypeError: If an argument is of another type.
-        ValueError: If the Trainer trains with DeepSpeed, there is a ``DiscrepancyWeight`` without ``accuracy``, or a
-            schedule of another penalty; in the first step, if no tensor can be penalised; if no evaluation gives the
-            accuracy.
+        ValueError: If the Trainer trains with DeepSpeed, there is a ``DiscrepancyWeight`` without ``accuracy`` or
+            without evaluations in training, or a schedule of another penalty; in the first step, if no tensor can be
+            penalised; if no evaluation gives the accuracy.
     """
 
     penalty: LipschitzPenalty
@@ -84,6 +84,11 @@ class LipschitzTrainerMixin:
                 "Expected argument `args` to train without DeepSpeed, whose engine fails with several forwards in one "
                 "backward (ZeRO-3, microsoft/DeepSpeed issue 5321) or reduces gradients in ways that were not tried. "
                 "Use FSDP2: `fsdp_config={'fsdp_version': 2}`."
+            )
+        if stepped.follows_accuracy and str(self.args.eval_strategy.value) == "no":  # type: ignore[attr-defined]
+            raise ValueError(
+                "Expected argument `args` to evaluate during training, by `eval_strategy`, because a DiscrepancyWeight "
+                "is stepped with the accuracy of evaluations."
             )
         self.penalty, self.penalty_input, self._stepped, self.accuracy = penalty, penalty_input, stepped, accuracy
         self._at_first = copy.deepcopy({"penalty": penalty.state_dict(), "schedules": stepped.state_dict()})

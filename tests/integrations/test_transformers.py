@@ -715,6 +715,8 @@ def test_schedules_that_cannot_be_stepped(tmp_path):
         scheduled(tmp_path, accuracy="top1").train()
     with pytest.raises(ValueError, match="`accuracy` to be the name"):
         scheduled(tmp_path, accuracy=None)
+    with pytest.raises(ValueError, match="eval_strategy"):  # else it would never be stepped
+        scheduled(tmp_path, eval_strategy="no")
     with pytest.raises(ValueError, match=r"`schedules`.*another penalty's"):
         LipschitzTrainer(model=Net(), args=arguments(tmp_path), penalty=build(), schedules=RadiusDecay(build()))
 
