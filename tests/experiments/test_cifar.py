@@ -12,17 +12,9 @@ import torch.nn.functional as F
 from devices import DEVICE, on_gpu
 from torch import nn
 
+EXPERIMENT = "examples.experiments.cifar.experiment"
 ROOT = Path(__file__).parents[2]
 EPSILON = 8 / 255
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _examples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLBACKEND", "agg")
-        patch.syspath_prepend(str(ROOT))
-        pytest.importorskip("examples.experiments.cifar.experiment", exc_type=ImportError)
-        yield
 
 
 @pytest.fixture

@@ -13,18 +13,10 @@ import torch
 from devices import DEVICE, on_gpu
 from torch import nn
 
+EXPERIMENT = "examples.experiments.cost.__main__"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PAGE = EXAMPLES.parent / "docs" / "results" / "cost.md"
 QUICK = ["--quick", "--models", "two-layer", "--contenders", "tv", "tv, interval=8", "max, N/2 pairs", "FGSM training"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def examples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLBACKEND", "agg")
-        patch.syspath_prepend(str(EXAMPLES.parent))
-        pytest.importorskip("examples.experiments.cost.__main__", exc_type=ImportError)
-        yield
 
 
 def bench(model, x, contenders):

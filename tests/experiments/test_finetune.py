@@ -7,16 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+EXPERIMENT = "examples.experiments.finetune.experiment"
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _examples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLBACKEND", "agg")
-        patch.syspath_prepend(str(ROOT))
-        pytest.importorskip("examples.experiments.finetune.experiment", exc_type=ImportError)
-        yield
 
 
 @pytest.fixture(scope="module")

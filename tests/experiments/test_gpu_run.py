@@ -8,17 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+EXPERIMENT = "examples.experiments.gpu.__main__"
 ROOT = Path(__file__).parents[2]
 NAMES = ["tests", "profile", "float32", "bfloat16", "compiled-resnet50", "compiled-vit_small", "cifar"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _examples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLBACKEND", "agg")
-        patch.syspath_prepend(str(ROOT))
-        pytest.importorskip("examples.experiments.gpu.__main__", exc_type=ImportError)
-        yield
 
 
 def part(name, script, result=lambda text: text, limit=60):

@@ -12,17 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+EXPERIMENT = "examples.experiments.labels.__main__"
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "examples" / "experiments" / "results"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _examples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLBACKEND", "agg")
-        patch.syspath_prepend(str(ROOT))
-        pytest.importorskip("examples.experiments.labels.__main__", exc_type=ImportError)
-        yield
 
 
 def test_chosen_images_are_balanced_and_apart_from_those_to_validate_by():

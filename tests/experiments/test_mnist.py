@@ -12,17 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+EXPERIMENT = "examples.experiments.mnist.experiment"
 ROOT = Path(__file__).parents[2]
 QUICK = ["--quick", "--networks", "mlp", "--recipes", "plain,tv"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _examples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLBACKEND", "agg")
-        patch.syspath_prepend(str(ROOT))
-        pytest.importorskip("examples.experiments.mnist.experiment", exc_type=ImportError)
-        yield
 
 
 def run(out, *arguments):

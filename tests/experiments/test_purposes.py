@@ -7,18 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+EXPERIMENT = "examples.experiments.purposes.__main__"
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "purposes.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _examples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MPLBACKEND", "agg")
-        patch.syspath_prepend(str(ROOT))
-        pytest.importorskip("examples.experiments.purposes.__main__", exc_type=ImportError)
-        yield
 
 
 @pytest.fixture

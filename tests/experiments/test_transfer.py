@@ -9,17 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+EXPERIMENT = "examples.experiments.transfer.__main__"
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "examples" / "experiments" / "results"
 SMALL = ["digits-mlp", "diabetes-mlp", "tumours-mlp"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _examples():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT))
-        pytest.importorskip("examples.experiments.transfer.__main__", exc_type=ImportError)
-        yield
 
 
 @pytest.fixture(scope="module")
