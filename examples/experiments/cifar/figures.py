@@ -1,6 +1,5 @@
 """The pictures of the CIFAR-10 experiment: accuracy against strength; clean against robust, and what it costs."""
 
-import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -8,6 +7,7 @@ from matplotlib.ticker import NullLocator
 
 from examples.experiments.cifar.judge import judge, points
 from examples.experiments.cifar.measures import STRENGTHS
+from examples.experiments.common.figures import mean_and_spread, save
 from examples.experiments.common.labels import place
 
 FAMILIES = {  # a knob turned: recipes in its order
@@ -52,11 +52,11 @@ def _strength(results, network, path):
         label, colour, marker, dash = CURVES[recipe]
         values = [[100 * v for v in results.numbers(network, recipe, name)] for name in names.values()]
         seeds.add(len(values[-1]))
-        spreads = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+        means, spreads = zip(*map(mean_and_spread, values), strict=True)
         price = results.step_time(network, recipe)
         label += f" ({price[1]:.2g} × the time)" if price and recipe != "plain" else ""
         style = {"color": colour, "marker": marker, "linestyle": dash, "capsize": 3}
-        axis.errorbar(list(names), list(map(statistics.mean, values)), spreads, label=label, **style)
+        axis.errorbar(list(names), means, spreads, label=label, **style)
     axis.set(xlabel="strength of the attack: ℓ∞, in 255ths (PGD, 20 steps)", ylim=(0, None))
     axis.set_ylabel("accuracy (%)")
     axis.set_title(
@@ -64,7 +64,7 @@ def _strength(results, network, path):
     )
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _picture(results, network, path):
@@ -78,14 +78,7 @@ def _picture(results, network, path):
     left.set_ylabel(f"robust at ℓ∞ 8/255 (%), {label}", fontsize=11)
     seeds = max(point.seeds for point in found.values())
     figure.suptitle(f"{results.meta['images']}, {network}, " + (f"up to {seeds} seeds" if seeds > 1 else "one seed"))
-    return _save(figure, path)
-
-
-def _save(figure, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=72)
-    plt.close(figure)
-    return path
+    return save(figure, path)
 
 
 def _frontier(axis, found):

@@ -47,5 +47,10 @@ def print_tables(tables):
 
 def markdown(table):
     ruler = ["---", *["--:"] * (len(table.heading) - 1)]
-    lines = ["| " + " | ".join(row) + " |" for row in (table.heading, ruler, *table.rows)]
-    return "\n".join([f"**{table.title}**", "", *lines, *(["", table.notes] if table.notes else [])])
+    lines = grid(table.heading, ruler, table.rows)
+    return "\n".join([f"**{table.title}**", "", lines, *(["", table.notes] if table.notes else [])])
+
+
+def grid(heading, ruler, rows):
+    """The lines of a Markdown table alone."""
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in (heading, ruler, *rows))

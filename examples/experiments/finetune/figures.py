@@ -1,12 +1,12 @@
 """The picture of the fine-tuning experiment: what is gained for how much clean accuracy, and for how much time."""
 
-import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullLocator
 
 from examples.experiments.cifar.judge import judge
+from examples.experiments.common.figures import mean_and_spread, save
 from examples.experiments.finetune.report import changes
 
 COLOURS = {
@@ -37,11 +37,13 @@ def _picture(results, network, folder):
         if not names:
             continue
         label = results.label(network, names[0]).rpartition(", a tenth")[0]
-        clean, robust = ([_mean(getattr(found[name], of)) for name in names] for of in ("clean", "robust"))
+        (clean, clean_spreads), (robust, spreads) = (
+            zip(*(mean_and_spread(getattr(found[name], of)) for name in names), strict=True)
+            for of in ("clean", "robust")
+        )
         style = {"color": colour, "marker": marker, "label": label, "capsize": 2, "alpha": 0.9}
-        errors = [_spread(found[name].robust) for name in names]
-        left.errorbar(clean, robust, errors, [_spread(found[name].clean) for name in names], **style)
-        right.errorbar([100 * found[name].price for name in names], robust, errors, **style)
+        left.errorbar(clean, robust, spreads, clean_spreads, **style)
+        right.errorbar([100 * found[name].price for name in names], robust, spreads, **style)
     left.set(xlabel="change of clean accuracy, points", title="what it costs in clean accuracy")
     left.set_ylabel(f"robust accuracy gained at ℓ∞ 8/255, points\n({judge(results, network)[1]})")
     right.set(xlabel="time, as a share of the plain training's", title="what it costs in time", xscale="log")
@@ -54,22 +56,10 @@ def _picture(results, network, folder):
     left.legend(frameon=False, fontsize=10)
     seeds = max(len(change.clean) for change in found.values())
     figure.suptitle(f"{results.meta['images']}, {network}, " + (f"up to {seeds} seeds" if seeds > 1 else "one seed"))
-    path = folder / f"finetune_{network}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=72)
-    plt.close(figure)
-    return path
+    return save(figure, folder / f"finetune_{network}.png")
 
 
 def _way(name):
     """Of a recipe: its name without the number of tenths; None where it is a variant beside the line."""
     way, _, tenths = name.rpartition("-")
     return way if tenths.isdigit() else name
-
-
-def _mean(values):
-    return statistics.mean(values)
-
-
-def _spread(values):
-    return statistics.stdev(values) if len(values) > 1 else 0.0

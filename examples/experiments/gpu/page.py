@@ -1,5 +1,7 @@
 """One page of what the parts found, made from the record alone."""
 
+from examples.experiments.common.tables import grid
+
 STEPS = ("float32", "bfloat16", "compiled")
 
 
@@ -21,8 +23,7 @@ def page(record):
 
 
 def _table(heading, rows):
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    return grid(heading, ["---"] * len(heading), rows)
 
 
 def _parts(entries):

@@ -1,11 +1,11 @@
 """The pictures of the MNIST experiment: accuracy against strength (the report's figures 8 to 10) and against cost."""
 
-import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib.ticker import NullFormatter, NullLocator
 
+from examples.experiments.common.figures import mean_and_spread, save
 from examples.experiments.common.labels import place
 from examples.experiments.mnist.measures import STRENGTHS
 
@@ -62,7 +62,7 @@ def _strengths(results, network, folder):
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"accuracy on {results.meta['images']} (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(CURVES), frameon=False)
-    return _save(figure, folder / f"mnist_{network}_strength.png")
+    return save(figure, folder / f"mnist_{network}_strength.png")
 
 
 def _cost(results, network, folder):
@@ -105,16 +105,8 @@ def _cost(results, network, folder):
     axis.legend(
         frameon=False, loc="lower right", title="▾ lies below the scale" if min(found.values())[0] < floor else None
     )
-    return _save(figure, folder / f"mnist_{network}_cost.png")
+    return save(figure, folder / f"mnist_{network}_cost.png")
 
 
 def _mean_and_spread(results, network, recipe, name):
-    values = [100 * value for value in results.numbers(network, recipe, name)]
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _save(figure, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=72)
-    plt.close(figure)
-    return path
+    return mean_and_spread([100 * value for value in results.numbers(network, recipe, name)])

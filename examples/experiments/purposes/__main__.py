@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from examples.experiments.common.files import write
-from examples.experiments.common.tables import markdown
+from examples.experiments.common.tables import grid, markdown
 from examples.experiments.purposes.sections import SECTIONS
 
 PAGE = Path(__file__).parents[3] / "docs" / "purposes.md"
@@ -35,12 +35,12 @@ def page():
 
 def _summary(sections):
     rows = [[title, line.what, *line.summary()] for title, lines in sections.items() for line in lines]
-    cells = [COLUMNS, ["---"] * 2 + ["--:"] * 3 + ["---"], *rows]
+    ruler = ["---"] * 2 + ["--:"] * 3 + ["---"]
     notes = (
         "From plain training to training with the line, in per cent; for fine-tuning, from the network as it was. "
         "price: time of a step, in plain steps; for fine-tuning, its share of the plain training's time."
     )
-    return ["\n".join("| " + " | ".join(row) + " |" for row in cells), notes]
+    return [grid(COLUMNS, ruler, rows), notes]
 
 
 def _details(sections):
