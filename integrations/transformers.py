@@ -85,7 +85,7 @@ class LipschitzTrainerMixin:
                 "backward (ZeRO-3, microsoft/DeepSpeed issue 5321) or reduces gradients in ways that were not tried. "
                 "Use FSDP2: `fsdp_config={'fsdp_version': 2}`."
             )
-        if stepped.follows_accuracy and str(self.args.eval_strategy.value) == "no":  # type: ignore[attr-defined]
+        if stepped.follows_accuracy and self.args.eval_strategy == "no":  # type: ignore[attr-defined]
             raise ValueError(
                 "Expected argument `args` to evaluate during training, by `eval_strategy`, because a DiscrepancyWeight "
                 "is stepped with the accuracy of evaluations."

@@ -102,7 +102,7 @@ class Inspector:
             f: The model as a fixed function.
             x: Data points, raw, shape (N, *), N ≥ 1.
         """
-        if f.is_sharded or torch.compiler.is_compiling():
+        if f.is_sharded:
             return
         with f.eagerly(), forked(x.device):
             f = f.unseeded()

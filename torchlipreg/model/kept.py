@@ -111,11 +111,7 @@ class Kept:
     def put_back(self) -> None:
         """Put everything back; may be called again after it was interrupted."""
         for values, before in self._attributes:
-            values.update(before)  # never empty on the way: a thread or a signal may look
-            if len(values) > len(before):
-                added = values.keys() - before.keys()
-                for name in added if self._only is None else added & self._only:
-                    del values[name]
+            _restore(values, before, self._only)
         for cell, before in self._cells:
             cell.cell_contents = before
         self.put_back_containers()
@@ -123,12 +119,19 @@ class Kept:
     def put_back_containers(self) -> None:
         """Put back what lists, dicts and sets held."""
         for parameters, own in self._parameters:
-            parameters.update(own)
-            if len(parameters) > len(own):
-                _refill(parameters, own)
+            _restore(parameters, own)
         for value, before in self._containers:
             if not _unchanged(value, before):
                 _refill(value, before)
+
+
+def _restore(values: dict[str, Any], before: dict[str, Any], only: frozenset[str] | None = None) -> None:
+    """Put values back, and take away what was added, or what of ``only`` was."""
+    values.update(before)  # never empty on the way: a thread or a signal may look
+    if len(values) > len(before):
+        added = values.keys() - before.keys()
+        for name in added if only is None else added & only:
+            del values[name]
 
 
 def _same(values: dict[str, Any], before: dict[str, Any]) -> bool:

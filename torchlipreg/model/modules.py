@@ -138,10 +138,8 @@ def _differs_in_training(m: nn.Module) -> bool:
 
 def _is_stochastic(m: nn.Module) -> bool:
     values = m.__dict__
-    if not ("p" in values or "dropout" in values or "drop_prob" in values):  # a loop would take three times as long
-        return False
-    rates = map(values.get, STOCHASTIC_RATES)
-    return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
+    rates = [values[name] for name in STOCHASTIC_RATES if name in values]
+    return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates) if rates else False
 
 
 def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:
