@@ -137,9 +137,11 @@ def _differs_in_training(m: nn.Module) -> bool:
 
 
 def _is_stochastic(m: nn.Module) -> bool:
-    values = m.__dict__
-    rates = [values[name] for name in STOCHASTIC_RATES if name in values]
-    return any(isinstance(rate, (int, float)) and rate > 0 for rate in rates) if rates else False
+    for name in STOCHASTIC_RATES:
+        rate = m.__dict__.get(name)
+        if rate is not None and isinstance(rate, (int, float)) and rate > 0:
+            return True
+    return False
 
 
 def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:
