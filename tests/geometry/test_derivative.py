@@ -254,6 +254,10 @@ NORM_LAYERS = {
     "GLU": lambda: nn.Sequential(nn.Linear(6, 12), nn.GLU()),
     "hard sigmoid": lambda: nn.Hardsigmoid(),
     "hard sigmoid in place": lambda: nn.Hardsigmoid(inplace=True),
+    "normalize": lambda: nn.functional.normalize,
+    "normalize of zeros": lambda: (
+        lambda x: nn.functional.normalize(rows(x) * x.new_tensor([[1.0], [0.0]]), dim=-1).flatten(1)
+    ),
     "group norm": lambda: nn.GroupNorm(2, 6),
     "RMS norm": lambda: nn.RMSNorm(6),
 }
@@ -289,7 +293,17 @@ def _check_gradient_of_derivative(net):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "name", ["layer norm", "instance norm", "batch norm of the batch", "GLU", "hard sigmoid", "encoder"]
+    "name",
+    [
+        "layer norm",
+        "instance norm",
+        "batch norm of the batch",
+        "GLU",
+        "hard sigmoid",
+        "encoder",
+        "normalize",
+        "normalize of zeros",
+    ],
 )
 def test_plain_formulas_have_the_values_of_torch(name, dtype):
     torch.manual_seed(0)

@@ -14,11 +14,12 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class PlainFormulas(TorchFunctionMode):
-    """Run layer, instance and batch norms, GLU and hard sigmoid by elementary operations for the length of the context.
+    """Run some operations by elementary ones for the length of the context: norms, GLU, hard sigmoid, ``F.normalize``.
 
-    torch's rules of the forward-mode derivatives of those norms hold mean and variance constant. The derivative itself
-    is right, but its gradient, which the limit ε → 0 needs, is silently wrong (pytorch issues 196699, 196700, 198017).
-    Of those of GLU and hard sigmoid it has none. Group norm, RMS norm and batch norm by running statistics are right.
+    torch's rules of the forward-mode derivatives of layer, instance and batch norms hold mean and variance constant.
+    The derivative itself is right, but its gradient, which the limit ε → 0 needs, is silently wrong (pytorch issues
+    196699, 196700, 198017). Of those of GLU and hard sigmoid it has none, and that of ``F.normalize`` is NaN at zero.
+    Group norm, RMS norm and batch norm by running statistics are right.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -55,6 +56,16 @@ def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """Return what ``torch.nn.functional.hardsigmoid`` does."""
     y = (input + 3).clamp(0, 6) / 6
     return input.copy_(y) if inplace else y
+
+
+def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """Return what ``torch.nn.functional.normalize`` does, with derivatives at zero, the rows of padding, too."""
+    if p != 2 or out is not None:
+        return F.normalize(input, p, dim, eps, out)
+    squares = (input.float() if input.dtype in HALF else input).square().sum(dim, keepdim=True)
+    is_long = squares > eps**2
+    length = torch.where(is_long, torch.where(is_long, squares, 1.0).sqrt(), eps)
+    return input / length.to(input.dtype)
 
 
 def _by_own_statistics(norm: Callable[..., Tensor], first_axis: tuple[int, ...]) -> Callable[..., Tensor]:
@@ -108,6 +119,7 @@ PLAIN: dict[Any, Callable[..., Any]] = {
     F.glu: glu,
     F.hardsigmoid: hardsigmoid,
     F.layer_norm: layer_norm,
+    F.normalize: normalize,
     torch.layer_norm: layer_norm,
     torch.native_layer_norm: native_layer_norm,
     F.batch_norm: _functional(_batch_norm, "training", default=False),
