@@ -9,108 +9,36 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from data_parallel import Net, assert_equal, assert_same_on_all_ranks, average, build, local_task_gradient
-from data_parallel import union_gradient as exact_gradient
+from data_parallel import assert_same_on_all_ranks, build
 
 pytest.importorskip("transformers")
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from transformers import TrainerCallback, TrainingArguments
+from trainers import TIMEOUT, Checked, OfItems, OfMean, arguments, as_launched, samples
+from transformers import TrainerCallback
 
 from torchlipreg import DiscrepancyWeight, RadiusDecay, WeightWarmup
 from torchlipreg.integrations.transformers import LipschitzTrainer
 
-BATCH = 3
-TIMEOUT = 180  # transformers is imported in the workers' first run
+KINDS = {"mean": OfMean, "items": OfItems}
 
 
-class OfMean(Net):
-    """Its loss is the batch's mean."""
+class UnderDDP(Checked):
+    synchronised = ()
 
-    def __init__(self):
-        super().__init__("group")
-        self.double()
-
-    def forward(self, pixel_values, labels=None):
-        y = super().forward(pixel_values)
-        return y if labels is None else {"loss": y.square().mean(), "logits": y}
-
-
-class OfItems(OfMean):
-    """Its loss is divided by the items of all accumulated batches (of all processes, or of this one)."""
-
-    def forward(self, pixel_values, labels=None, num_items_in_batch=None, **kwargs):
-        y = Net.forward(self, pixel_values)
-        return y if labels is None else {"loss": y.square().mean(1).sum() / num_items_in_batch, "logits": y}
-
-
-def samples(count=48):
-    generator = torch.Generator().manual_seed(5)
-    return [
-        {"pixel_values": torch.rand(1, 4, 4, generator=generator, dtype=torch.float64), "labels": 0}
-        for _ in range(count)
-    ]
-
-
-@contextlib.contextmanager
-def as_launched(rank, size):
-    """The environment of a launched process, in the worker's process group if there is one."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    names = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": 0}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ACCELERATE_USE_CPU", "1")
-        for name, value in {**names, "MASTER_ADDR": "127.0.0.1"}.items():
-            patch.setenv(name, str(value)) if size > 1 else patch.delenv(name, raising=False)
-        yield
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-def arguments(folder, **options):
-    defaults = {
-        "per_device_train_batch_size": BATCH,
-        "optim": "sgd",
-        "learning_rate": 0.1,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-    }
-    return TrainingArguments(str(folder), **{**defaults, **options})
-
-
-class Checked(LipschitzTrainer):
-    """Adds up the slow truth beside each step."""
-
-    expected, synchronised, steps = None, (), 0
-
-    def compute_loss(self, model, inputs, *args, **kwargs):
-        found = super().compute_loss(model, inputs, *args, **kwargs)
-        of_task = average(local_task_gradient(self.model, inputs["pixel_values"]))
-        of_penalty = exact_gradient(self.model, self.penalty)[2]
-        accumulate = self.args.gradient_accumulation_steps
-        part = [(t + p) / accumulate for t, p in zip(of_task, of_penalty, strict=True)]
-        self.expected = part if self.expected is None else [a + b for a, b in zip(self.expected, part, strict=True)]
+    def compute_loss(self, model, *args, **kwargs):
         self.synchronised = (*self.synchronised, model.require_backward_grad_sync)
-        return found
+        return super().compute_loss(model, *args, **kwargs)
+
+    def check(self, gradients):
+        super().check(gradients)
+        assert self.synchronised == (False,) * (self.args.gradient_accumulation_steps - 1) + (True,)
+        self.synchronised = ()
 
 
 class Look(TrainerCallback):
-    def __init__(self):
-        self.trainer = None
+    trainer = None
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        t = self.trainer
-        assert_equal([p.grad for p in t.model.parameters()], t.expected)
-        assert t.synchronised == (False,) * (args.gradient_accumulation_steps - 1) + (True,)
-        t.expected, t.synchronised, t.steps = None, (), t.steps + 1
-
-
-KINDS = {"mean": OfMean, "items": OfItems}
+        self.trainer.check([p.grad for p in self.trainer.model.parameters()])
 
 
 def train(rank, folder, kind, method, accumulate, across, static=False):
@@ -118,7 +46,7 @@ def train(rank, folder, kind, method, accumulate, across, static=False):
         options = {"gradient_accumulation_steps": accumulate, "average_tokens_across_devices": across, "max_steps": 2}
         options |= {"ddp_static_graph": static, "ddp_find_unused_parameters": not static}
         look = Look()
-        t = Checked(
+        t = UnderDDP(
             model=KINDS[kind](),
             args=arguments(folder, **options),
             train_dataset=samples(),
