@@ -41,17 +41,29 @@ class Stepped:
             if isinstance(schedule, WeightWarmup):
                 schedule.step()
 
-    def after_epochs(self, epochs: int, accuracy: float | None = None) -> None:
-        """Step what follows epochs, once for each number of them; what follows an accuracy, if there is one."""
+    def after_epochs(self, epochs: int, accuracy: float | None = None) -> bool:
+        """Step what follows epochs, once for each number of them; what follows an accuracy, if there is one.
+
+        Args:
+            epochs: That ended so far.
+            accuracy: Of the last one, if known.
+
+        Returns:
+            Whether these epochs are new.
+        """
         if self.epochs is not None and self.epochs >= epochs:
-            return
+            return False
         self.epochs = epochs
+        self.after_epoch(accuracy)
+        return True
+
+    def after_epoch(self, accuracy: float | None = None) -> None:
+        """Step what follows epochs, after one; what follows an accuracy, if there is one."""
         for schedule in self.schedules:
-            if isinstance(schedule, DiscrepancyWeight):
-                if accuracy is not None:
-                    schedule.step(accuracy)
-            elif not isinstance(schedule, WeightWarmup):
+            if not isinstance(schedule, (DiscrepancyWeight, WeightWarmup)):
                 schedule.step()
+        if accuracy is not None:
+            self.after_accuracy(accuracy)
 
     def after_accuracy(self, accuracy: float) -> None:
         """Step what follows an accuracy."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchlipreg import DiscrepancyWeight, ExponentialWeight, LipschitzPenalty, RadiusDecay, WeightWarmup
+from torchlipreg.integrations._stepped import Stepped
 
 # The options: what each does, and the names of its numbers.
 SCHEDULES = {
@@ -38,12 +39,12 @@ class Schedules:
             "weight_warmup": lambda penalty, steps: WeightWarmup(penalty, int(steps) if steps % 1 == 0 else steps),
         }
         self._made = {name: make(penalty, *options[name]) for name, make in makers.items() if name in options}
+        self._stepped = Stepped(self._made.values(), penalty, accuracy="top1")
         self._ended: dict[str, Any] | None = None  # the metrics of the epoch that ended, until the next one begins
 
     def after_update(self) -> None:
         """Step what counts optimizer steps."""
-        if "weight_warmup" in self._made:
-            self._made["weight_warmup"].step()
+        self._stepped.after_update()
 
     def after_validation(self, metrics: dict[str, Any]) -> None:
         """Note that an epoch ended. Where a moving average is validated too, the last metrics count."""
@@ -52,13 +53,8 @@ class Schedules:
     def before_training(self) -> None:
         """Step what counts epochs, if one ended since."""
         ended, self._ended = self._ended, None
-        if ended is None:
-            return
-        for name in ("weight_gamma", "radius_decay"):
-            if name in self._made:
-                self._made[name].step()
-        if "discrepancy" in self._made and "top1" in ended:
-            self._made["discrepancy"].step(ended["top1"] / 100)
+        if ended is not None:
+            self._stepped.after_epoch(ended["top1"] / 100 if "top1" in ended else None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of each schedule."""

@@ -26,7 +26,14 @@ class Stepping(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make up for the end of an epoch that never came."""
         # Saved after an epoch's last step, a checkpoint is resumed in the next: the end of its epoch never comes.
-        self.stepped.after_epochs(math.floor(state.epoch or 0))
+        made_up = self.stepped.after_epochs(math.floor(state.epoch or 0))
+        if made_up and self.stepped.follows_accuracy and args.eval_strategy == "epoch":
+            warnings.warn(
+                "The Trainer does not evaluate the epoch at whose last step this checkpoint was saved: the "
+                'DiscrepancyWeight goes on without its accuracy. Save by `save_strategy="epoch"`, or evaluate by '
+                '`eval_strategy="steps"`, as often as you save.',
+                stacklevel=2,
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Step what follows the optimizer."""

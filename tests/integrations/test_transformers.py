@@ -253,6 +253,28 @@ def test_training_equals_a_plain_loop(tmp_path, case, accumulate, method):
         assert_same(net, without, 1e-3)
 
 
+def on_halves(wrapper, **batch):
+    """What DataParallel makes of a batch on two devices, whose losses it stacks."""
+    parts = [wrapper.module(**{k: v[i::2] for k, v in batch.items() if torch.is_tensor(v)}) for i in (0, 1)]
+    return {"loss": torch.stack([p["loss"] for p in parts]), "logits": torch.cat([p["logits"] for p in parts])}
+
+
+def test_data_parallel(tmp_path, monkeypatch):
+    """Two GPUs in one process: the penalty is that of the whole batch, the loss the mean of both."""
+
+    def mean_of_halves(net, b, items, count):
+        return sum(mean_loss(net, {k: v[i::2] for k, v in b.items()}, items, count) for i in (0, 1)) / 2
+
+    monkeypatch.setattr(nn.DataParallel, "forward", on_halves)
+    args = arguments(tmp_path, per_device_train_batch_size=2)
+    assert args.device.type == "cpu"  # asking counts the GPUs, which the next line corrects
+    args._n_gpu = 2
+    t = LipschitzTrainer(model=Net(), args=args, train_dataset=images(12), penalty=build())
+    t.train()
+    assert isinstance(t.model_wrapped, nn.DataParallel)
+    assert_same(t.model, by_hand(Net(), images(12), build(), 1, mean_of_halves, call=of_pixels))
+
+
 class Line(nn.Module):
     """f(x) = w x, of which every quotient is |w|: the penalty's gradient is 2 λ s² w, however it is accumulated."""
 
@@ -683,6 +705,16 @@ def test_schedules_resume_bit_by_bit(tmp_path, strategy, options):
         without.train(resume_from_checkpoint=str(saved))
     with pytest.raises(AssertionError):
         assert_same(without.model, whole.model, 0.0)
+
+
+def test_an_evaluation_that_a_resumed_run_leaves_out_is_told(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3}  # evaluated after each epoch, saved before
+    scheduled(tmp_path, **options).train()
+    resumed = scheduled(tmp_path, **options)
+    with pytest.warns(UserWarning, match="does not evaluate the epoch .* goes on without its accuracy") as told:
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert len(told) == 1
+    assert len(resumed._stepped.schedules[3].told) == 2
 
 
 def test_a_run_that_stops_within_an_epoch_goes_on_with_its_schedules(tmp_path):
