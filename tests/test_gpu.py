@@ -5,7 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
+import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from zoo import bare
 
 pytestmark = on_gpu
+ON_GPU_ALONE = pytest.mark.skipif(REHEARSAL, reason="needs a GPU, also in a rehearsal")
 METHODS = {
     "max": {"num_pairs": 16},
     "sum": {"num_pairs": 16, "ascent": "adam"},
@@ -136,7 +142,7 @@ def test_ddp_with_nccl(nccl, net, data, method):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.skipif(REHEARSAL, reason="SyncBatchNorm is for GPUs")
+@ON_GPU_ALONE
 def test_sync_batch_norm_trains(nccl, net, data):
     model = nn.parallel.DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(net))
     x, y = data
@@ -218,3 +224,49 @@ def test_accelerate(data, mixed_precision, fsdp_version, monkeypatch, free_port)
             state._reset_state()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TRAINER = ["--max_steps", "20", "--eval_strategy", "no", "--save_strategy", "no", *(["--use_cpu"] if REHEARSAL else [])]
+LIGHTNING = ["--epochs", "1", "--accelerator", "cpu" if REHEARSAL else "gpu"]
+ACCELERATE = ["--epochs", "1"]
+SCRIPTS = {
+    "trainer_image.py": (TRAINER, {"fp16": ["--fp16"], "bf16": ["--bf16"]}),
+    "trainer_text.py": (TRAINER, {"fp16": ["--fp16"], "bf16": ["--bf16"]}),
+    "accelerate_train.py": (ACCELERATE, {p: ["--mixed-precision", p] for p in ("fp16", "bf16")}),
+    "lightning_train.py": (LIGHTNING, {"fp16": ["--precision", "16-mixed"], "bf16": ["--precision", "bf16-mixed"]}),
+}
+
+
+def run_script(folder, *command):
+    """Run a script and see that it logs a finite quotient."""
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"} if REHEARSAL else None
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = [float(value) for value in re.findall(r"'?lipschitz'?: '?([-\d.einfa]+)", done.stdout + done.stderr)]
+    assert found
+    assert all(0 < value < math.inf for value in found)
+
+
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=ON_GPU_ALONE)])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_example_scripts(tmp_path, name, precision):
+    options, precisions = SCRIPTS[name]
+    run_script(tmp_path, str(EXAMPLES / name), *options, *precisions[precision])
+
+
+@ON_GPU_ALONE
+@pytest.mark.parametrize("precision", [[], ["--bf16"], ["--fp16"]])
+def test_a_trainer_that_shards(tmp_path, precision):
+    (tmp_path / "fsdp.json").write_text('{"version": 2}')
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1"]
+    sharded = ["--fsdp", "full_shard", "--fsdp_config", "fsdp.json"]
+    run_script(tmp_path, *launch, str(EXAMPLES / "trainer_image.py"), *TRAINER, *sharded, *precision)

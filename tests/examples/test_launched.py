@@ -2,62 +2,28 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from scripts import TIMEOUT, end, output, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-TIMEOUT = 90
 
 pytestmark = pytest.mark.distributed
 
 
-def launch(arguments, environment, folder):
-    return subprocess.Popen(
-        [*TORCHRUN, *map(str, arguments)],
-        env=environment,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # so that it can be ended with its workers
-    )
-
-
-def end(process):
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)  # torchrun ends its workers, which have sessions of their own
-        process.wait(TIMEOUT)
-
-
 @pytest.fixture
-def torchrun(cpu_environment, tmp_path):
-    """Start scripts; whatever still runs when the test is over is ended."""
-    processes = []
+def torchrun(start):
+    def torchrun(*arguments):
+        return start(*TORCHRUN, *arguments)
 
-    def start(*arguments):
-        processes.append(launch(arguments, cpu_environment, tmp_path))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        end(process)
-        process.stdout.close()
-
-
-def output(process):
-    text, _ = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, text[-4000:]
-    return text
+    return torchrun
 
 
 def local(*arguments):
@@ -88,14 +54,6 @@ def test_ddp_minimal_on_two_nodes(torchrun, free_port):
 
 def train(*options):
     return local(EXAMPLES / "accelerate_train.py", "--penalty", "max", "--batch-size", 128, *options)
-
-
-def wait_for(path, process):
-    deadline = time.monotonic() + TIMEOUT
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -1,0 +1,42 @@
+"""Start a script as a user would, wait for what it writes, kill it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+TIMEOUT = 120  # seconds
+
+
+def launch(command, environment, folder):
+    return subprocess.Popen(
+        list(map(str, command)),
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # so that it can be ended with its workers
+    )
+
+
+def end(process, how=signal.SIGTERM):
+    if process.poll() is None:
+        os.killpg(process.pid, how)
+        process.wait(TIMEOUT)
+
+
+def output(process):
+    text, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, text[-4000:]
+    return text
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + TIMEOUT
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
