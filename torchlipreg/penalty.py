@@ -60,7 +60,7 @@ class LipschitzPenalty:
         output_norm: 1, 2 or ``math.inf``: ‖f(x) − f(x′)‖.
         exponent: 1 for the report's formula, 2 for its square.
         scale: s > 0, the distance over which movements are counted, in raw units. Default: ``radius`` where that is a
-            positive number, 1 for radius 0, and for max and sum with pairs of different data points .25.
+            positive number, 1 for radius 0; with pairs of different data points .16 for max and .25 for sum.
         normalization: (mean, std) that the loop has applied to x, numbers or one of each per channel (axis 1). radius,
             bounds, noise, scale, norms and the estimate are then those of the raw inputs ``std · x + mean``, as in
             8/255 of a pixel in [0, 1]; so are steps.

@@ -214,6 +214,7 @@ def test_movements_are_quotients_over_the_scale(method, exponent):
         ({"method": "ptv", "radius": 0.2}, 0.2),
         ({"method": "max", "radius": 0.2}, 0.2),
         ({"method": "tv", "radius": 0}, 1.0),
+        ({"method": "max"}, 0.16),
         ({"method": "sum"}, 0.25),
         ({"method": "tv", "radius": 0.2, "scale": 0.5}, 0.5),
     ],

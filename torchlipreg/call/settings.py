@@ -31,7 +31,7 @@ Stochastic = Literal["refuse", "same"]
 STEP_SIZES = {"sgd": 0.01, "nesterov": 0.01, "adam": 0.03}
 NUM_PAIRS = 64
 RADIUS = 8 / 255  # of tv and ptv: the field's budget for images in [0, 1]
-FAR_SCALE = 0.25  # of max and sum with pairs of different data points
+FAR_SCALES = {"max": 0.16, "sum": 0.25}  # with pairs of different data points; measured, docs/settings.md
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class Settings:
     def _scale(self) -> float:
         if self.scale is not None:
             return self.scale
-        return FAR_SCALE if self.radius is None else self.radius or 1.0
+        return FAR_SCALES[self.method] if self.radius is None else self.radius or 1.0
 
     def _check_sides(self) -> None:
         check_flag("anchored", self.anchored)
