@@ -224,8 +224,8 @@ def lipschitz_lower_bound(
 def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Tensor]) -> float:
     """Return ‖∇ penalty‖ / ‖∇ loss‖ over parameters, for choosing a weight: the ratio is proportional to it.
 
-    Takes two backwards, reads their result, and leaves graphs and ``.grad`` as they are: not for every step. A tenth
-    to one is where a penalty does its work; under 1e-4 it does nothing::
+    Takes two backwards, reads their result, and leaves graphs and ``.grad`` as they are: not for every step. A
+    hundredth to one is where penalties worked; near one, clean accuracy begins to fall; under 1e-4 they do nothing::
 
         out = model(x)
         loss, value = criterion(out, y), penalty(model, x, out)

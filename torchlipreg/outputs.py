@@ -91,7 +91,8 @@ def root_probabilities(y: Any, dim: int = -1) -> Tensor:
 
     Their ℓ2 distance is √2 times Hellinger's, at most √2. It ignores what changes no prediction: a shift of all logits,
     and by how much a class leads that is certain already. Quotients are smaller than those of logits, and want a larger
-    weight: for MNIST .02 instead of .001 where it is constant, and .3 at the start where it falls to a thirtieth.
+    weight: on MNIST at radius .1, 2 instead of .1 where it is constant, and 30 at the start where it falls to a
+    thirtieth; on CIFAR-10 at 8/255, 10 to 20.
 
     Args:
         y: What the model returns: logits, or something that holds them as :func:`default_output` finds them.
@@ -117,7 +118,7 @@ def smallest_margins(y: Any, num_points: int) -> Tensor:
 
     A function for ``choose``, made for ``output=root_probabilities`` with a weight that falls during training::
 
-        LipschitzPenalty("tv", 0.3, num_pairs=72, choose=smallest_margins, output=root_probabilities)
+        LipschitzPenalty("tv", 30, 0.1, num_pairs=72, choose=smallest_margins, output=root_probabilities)
 
     On MNIST 72 to 104 points of a batch of 128, chosen so, then serve against ℓ∞ attacks at least as well as all of
     them. As many random points can do better where the weight is constant or the points are few (16). Labels play no

@@ -24,7 +24,7 @@ from torchlipreg.model.reuse import OutputReuse
 
 
 class LipschitzPenalty:
-    """A penalty on the difference quotients of a model over moving pairs of inputs: the FLIP family.
+    """A penalty on the difference quotients of a model over moving pairs of inputs.
 
     A call moves the pairs uphill and returns ``weight · reduceᵢ (scale · qᵢ)^exponent``, with the quotient
     ``q = ‖f(x) − f(x′)‖ / ‖x − x′‖``, where f is the model as a fixed function: eval mode, float32, and nothing in the
@@ -357,7 +357,8 @@ class LipschitzPenalty:
         the rank that saved them, and the others start anew.
 
         Args:
-            state: From :meth:`state_dict` of a penalty with the same method, norms, ascent and number of pairs.
+            state: From :meth:`state_dict` of a penalty with the same method, norms, ascent, number of pairs and
+                normalization. The other arguments are not compared: construct the penalty as it was.
 
         Raises:
             ValueError: If ``state`` has another version, or belongs to another kind of penalty. Nothing is changed.

@@ -24,7 +24,7 @@ class DiscrepancyWeight:
 
     Call :meth:`step` as often as you know an accuracy, on every rank with the same one::
 
-        schedule = DiscrepancyWeight(penalty, target=0.95, increment=1e-4)
+        schedule = DiscrepancyWeight(penalty, target=0.95, increment=0.01)
         for epoch in range(epochs):
             accuracy = train_one_epoch(...)
             schedule.step(accuracy)

@@ -32,7 +32,9 @@ def robustness(results, network, columns, notes):
     title = f"{network}: accuracy on the {words[0]} of {words[1]} in per cent, {spread_of}"
     told = [text for start, text in notes.items() if any(head.startswith(start) for head in heading)]
     if seeds > 1:
-        told.append("A number without ± is of one seed, one with (2) of two.")
+        told.append("A number without ± is of one seed.")
+    if any("(" in cell for row in rows for cell in row[1:]):
+        told.append(f"In brackets after a number: of fewer than {seeds} seeds.")
     return Table(title, heading, rows, " ".join(told))
 
 
