@@ -222,6 +222,26 @@ def test_warmup_chains_with_a_factor():
     assert penalty.weight == pytest.approx(0.3 / 4)
 
 
+@pytest.mark.parametrize("passed", [0, 1, 3, 12])
+@pytest.mark.parametrize("first", ["warmup", "principle"])
+def test_warmup_chains_with_that_of_the_principle(first, passed):
+    """The own weight comes back, whenever the principle lets it, and the warm-up brings in what is left of it."""
+    penalty = LipschitzPenalty(weight=0.3)
+    makers = {
+        "warmup": lambda: WeightWarmup(penalty, 10),
+        "principle": lambda: DiscrepancyWeight(penalty, 0.5, 0.0, warmup=True),
+    }
+    made = {name: makers[name]() for name in sorted(makers, key=lambda name: name != first)}
+    for step in range(16):
+        made["principle"].step(0.9 if step >= passed else 0.1)
+        if step == 5:
+            state = made["warmup"].state_dict()
+            made["warmup"] = WeightWarmup(penalty, 10)
+            made["warmup"].load_state_dict(state)
+        made["warmup"].step()
+        assert penalty.weight == pytest.approx(0.3 * min(1, 0.1 + 0.09 * (step + 1)) if step >= passed else 0)
+
+
 def test_warmup_leaves_a_weight_alone_that_is_set_after_it():
     penalty = LipschitzPenalty(weight=0.3)
     warmup = WeightWarmup(penalty, 1)

@@ -98,7 +98,8 @@ def _with_value(gradient: Tensor, value: Tensor) -> Tensor:
 def _gather(row: Tensor) -> Tensor:
     """Return the rows of all ranks, shape (W, n), from one row each, shape (n,)."""
     table = row.new_empty(world_size() * len(row))  # gloo takes no table of two dimensions
-    dist.all_gather_into_tensor(table, row)
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.14
+    gather(table, row)
     return table.view(world_size(), -1)
 
 

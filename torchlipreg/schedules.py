@@ -179,8 +179,8 @@ class WeightWarmup:
 
     It chains with the other schedules, as torch's learning-rate schedulers do: they see and set the weight of the
     moment, and whatever factor they change it by stays. (So an increment, or a limit, of :class:`DiscrepancyWeight`
-    counts for more while the weight is low.) After the last step the weight is exactly the penalty's own, if nobody
-    else has changed it.
+    counts for more while the weight is low.) A weight of 0, as while that one warms up, stays 0, and comes back as it
+    was. After the last step the weight is exactly the penalty's own, if nobody else has changed it.
 
     Args:
         penalty: Its ``weight`` is set to a tenth now, and by :meth:`step`.
@@ -200,6 +200,7 @@ class WeightWarmup:
         self.penalty = penalty
         self.steps = check_count("steps", steps)
         self._count, self._full = 0, penalty.weight
+        self._at_zero = 1.0  # the factor within the weight that another schedule took away
         self._set()
 
     def _factor(self) -> float:
@@ -209,17 +210,24 @@ class WeightWarmup:
         self.penalty.weight = self._last = self._factor() * self._full
 
     def step(self) -> None:
-        """Raise the weight by one part; nothing after the last step."""
-        if self._count >= self.steps:
-            return
-        if self.penalty.weight != self._last:  # by another schedule, or by hand
-            self._full = self.penalty.weight / self._factor()
-        self._count += 1
+        """Raise the weight by one part; after the last step, only one that comes back from 0."""
+        weight, factor = self.penalty.weight, self._factor()
+        if weight != self._last:  # by another schedule, or by hand
+            if weight == 0:
+                self._at_zero = factor
+            self._full = weight / (self._at_zero if self._last == 0 else factor)
+        self._count = min(self._count + 1, self.steps)
         self._set()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule's state, the current weight included."""
-        return {"weight": self.penalty.weight, "count": self._count, "full": self._full, "last": self._last}
+        return {
+            "weight": self.penalty.weight,
+            "count": self._count,
+            "full": self._full,
+            "last": self._last,
+            "at_zero": self._at_zero,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state, and the penalty's weight with it.
@@ -230,9 +238,9 @@ class WeightWarmup:
         Raises:
             ValueError: If ``state`` is not a state of this class.
         """
-        check_state_keys(state, {"weight", "count", "full", "last"}, type(self).__name__)
+        check_state_keys(state, {"weight", "count", "full", "last", "at_zero"}, type(self).__name__)
         self.penalty.weight, self._count = state["weight"], state["count"]
-        self._full, self._last = state["full"], state["last"]
+        self._full, self._last, self._at_zero = state["full"], state["last"], state["at_zero"]
 
 
 class RadiusDecay:

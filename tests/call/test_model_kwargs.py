@@ -137,13 +137,30 @@ def test_other_names_or_shapes_are_refused_with_persistent_pairs():
         penalty(net, x)
 
 
+@pytest.mark.parametrize("method", ["max", "sum"])
+def test_a_constant_that_happens_to_be_as_long_as_a_later_batch(method):
+    net, penalty = nn.Linear(3, 2).double(), bare(method, num_pairs=2)
+    constant = torch.ones(5, dtype=torch.float64)
+
+    def f(z, constant):
+        return net(z) * constant.sum()
+
+    for count in (8, 5, 8):
+        penalty(f, batch(count)[0][..., :3], model_kwargs={"constant": constant})
+
+
 def test_a_mask_of_another_batch_size_is_named():
     net, (x, mask) = model(), batch()
     with pytest.raises(ValueError, match=r"`model_kwargs`.*each of the 8 points.*'mask': 5"):
         bare("tv")(net, x, model_kwargs={"mask": mask[:5]})
 
 
-CLOSED_OVER = [{"num_pairs": 3}, {"anchored": False}, {"method": "max", "num_pairs": 3}]
+# With 4 pairs of a batch of 8 both points together are as many as its rows.
+CLOSED_OVER = [
+    *({"num_pairs": 3}, {"num_pairs": 1}, {"anchored": False}, {"anchored": False, "num_pairs": 4}),
+    *({"method": method, "num_pairs": count} for method in ("max", "sum") for count in (3, 4, 8)),
+    *({"method": "max", "radius": radius, "num_pairs": 4} for radius in (0.1, 0)),
+]
 
 
 @pytest.mark.parametrize("settings", CLOSED_OVER, ids=str)

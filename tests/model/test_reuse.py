@@ -139,11 +139,11 @@ def test_the_verdict_follows_the_training_flags():
 def test_reuse_saves_the_forward_of_the_data_points():
     net, x, penalty = Scaled(), torch.randn(VECTORS), penalty_of("tv")
     rows = []
-    for outputs in (net(x), net(x), None):
+    for outputs in (*(net(x) for _ in range(6)), None):
         net.rows.items.clear()
         penalty(net, x, outputs)
-        rows.append(sum(net.rows.items))
-    assert rows == [5 * len(x), 2 * len(x), 3 * len(x)]  # the first call compares, after two forwards to look at
+        rows.append(sum(net.rows.items) // len(x))
+    assert rows == [5, 3, 3, 2, 3, 2, 3]  # the first call compares, after two forwards to look at; 1, 2, 4 later again
 
 
 def test_the_chosen_rows_of_the_outputs_are_used():
@@ -275,6 +275,17 @@ def test_one_penalty_on_two_models_in_turn(order, through):
             value = penalty(through(net), x, net(x))
             torch.testing.assert_close(value, value_at(net, penalty.pairs))
             assert penalty.reuses_outputs == (sigma == 0)
+
+
+def test_outputs_of_a_later_batch_that_are_not_f_of_x_are_noticed_soon():
+    net, penalty = mlp(), penalty_of("tv")
+    x = torch.randn(VECTORS)
+    penalty(net, x, net(x))
+    for _ in range(5):  # the loop mixes its batches, and passes what they were before
+        penalty(net, x, net(x.flip(0)))
+    assert not penalty.reuses_outputs
+    value = penalty(net, x, net(x.flip(0)))
+    torch.testing.assert_close(value, value_at(net, penalty.pairs))
 
 
 def test_noise_that_is_scheduled_up_is_noticed():

@@ -106,6 +106,11 @@ class Settings:
         return self.method in ("max", "sum")
 
     @cached_property
+    def aligned(self) -> bool:
+        """Say whether f is only asked for points in the rows of the loop's batch."""
+        return self.anchored and self.num_pairs is None
+
+    @cached_property
     def units(self) -> Units | None:
         """The loop's normalisation, None where inputs are raw."""
         return None if self.normalization is None else Units(*self.normalization)

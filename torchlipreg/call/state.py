@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -70,6 +71,11 @@ class PenaltyState:
     warned: set[str] = field(default_factory=set)
     _finite: Tensor | None = None
     _generator: torch.Generator | None = None
+
+    @property
+    def names_of_rows(self) -> Collection[str] | None:
+        """What persistent pairs keep of the side inputs; None before there are any, and for local methods."""
+        return None if self.stuck is None else self.side.keys()
 
     def on(self, device: torch.device) -> Carried | None:
         """Return the pairs and what belongs to them on a device; None before the first call."""

@@ -69,7 +69,7 @@ class Step:
         Returns:
             The value, with a gradient to the parameters.
         """
-        points, (side, rest) = self.settings.raw(x), split_side(kwargs, x.shape[0])
+        points, (side, rest) = self.settings.raw(x), split_side(kwargs, x.shape[0], self.state.names_of_rows)
         seen = self.looks.inspector.known(model) or self._inspect(model, points, side, rest)
         region = Region(self.settings, self._resolution(model, seen, points))
         method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region)
@@ -119,10 +119,13 @@ class Step:
         )
 
     def _inspect(self, model: Callable[..., Any], points: Tensor, side: SideRows, rest: Mapping[str, Any]) -> Seen:
-        """Look at a model before its first call: two forwards."""
+        """Look at a model before its first call: two forwards, or three."""
         with self._fixed(model, rest, len(points), None) as f:
             some = points if len(points) else points.new_zeros(1, *points.shape[1:])
-            return self.looks.inspector.look(model, f.given(side), some)
+            seen = self.looks.inspector.look(model, f.given(side), some)
+            if not self.settings.aligned:
+                self.looks.inspector.look_at_another_number(f.given(side), some)
+        return seen
 
     def _quotient(self, f: FixedFunction, region: Region) -> PairQuotient:
         return PairQuotient(f, self.settings.input_norm, self.settings.output_norm, region.resolution)

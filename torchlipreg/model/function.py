@@ -86,7 +86,12 @@ class FixedFunction:
         except (RuntimeError, ValueError, IndexError, AttributeError) as error:
             self._explain(error, z.shape[0])
             raise
-        y, self.per_position = select(returned, self._output, z.shape[0])
+        try:
+            y, self.per_position = select(returned, self._output, z.shape[0])
+        except ValueError as error:
+            if z.shape[0] != self._batch_size:
+                self._explain(error, z.shape[0])
+            raise
         return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
 
     def _noise(self, z: Tensor) -> contextlib.AbstractContextManager[None]:

@@ -79,6 +79,20 @@ class Inspector:
         self._seen[_identity(model)] = seen
         return seen
 
+    @staticmethod
+    def look_at_another_number(f: FixedFunction, x: Tensor) -> None:
+        """Let a model fail here that closes over inputs of a whole batch: pairs may happen to be as many.
+
+        Args:
+            f: The model as a fixed function.
+            x: Data points, raw, shape (N, *), N ≥ 1.
+
+        Raises:
+            ValueError: If the model takes no other number of points than N.
+        """
+        with f.eagerly(), forked(x.device), torch.no_grad():
+            f(torch.cat([x, x]).nan_to_num(0.0, 0.0, 0.0))
+
     def due(self) -> bool:
         """Count a call, and say whether to look again in it.
 

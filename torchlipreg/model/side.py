@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,12 +13,15 @@ from torchlipreg.geometry.norms import per_row
 SideRows = dict[str, Tensor]  # a row for each point
 
 
-def split_side(model_kwargs: Mapping[str, Any] | None, batch_size: int) -> tuple[SideRows, dict[str, Any]]:
+def split_side(
+    model_kwargs: Mapping[str, Any] | None, batch_size: int, names: Collection[str] | None = None
+) -> tuple[SideRows, dict[str, Any]]:
     """Tell tensors with a row for each point of the batch from the rest.
 
     Args:
         model_kwargs: As the user gave them.
         batch_size: Points in the loop's batch.
+        names: Of those with rows, where that is known: a constant may happen to be as long as the batch.
 
     Returns:
         The rows, detached, and everything else.
@@ -28,7 +31,8 @@ def split_side(model_kwargs: Mapping[str, Any] | None, batch_size: int) -> tuple
     if not model_kwargs:
         return rows, rest
     for name, value in model_kwargs.items():
-        if isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch_size:
+        is_long = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch_size
+        if is_long and (names is None or name in names):
             rows[name] = value.detach()
         else:
             rest[name] = value
