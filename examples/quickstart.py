@@ -32,7 +32,7 @@ PENALTIES = {
     "plain": None,
     "tv": TV | {"weight": 0.4},
     "tv, interval=5": TV | {"weight": 0.2, "interval": 5},
-    "max": {"method": "max", "weight": 0.35, "bounds": (0, 1)},
+    "max": {"method": "max", "weight": 0.15, "scale": 0.25, "bounds": (0, 1)},
     "FGSM training": None,
 }
 STYLES = [("#000000", ":"), ("#0072B2", "-"), ("#56B4E9", "--"), ("#009E73", "-."), ("#D55E00", "--")]  # Okabe and Ito
