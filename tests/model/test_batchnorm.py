@@ -183,6 +183,31 @@ class Twice(nn.Module):
         return self.norm(input=torch.tanh(self.last(torch.tanh(self.norm(self.first(x))))))
 
 
+class InParts(nn.Module):
+    """One that sees its batch in two parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 5))
+
+    def forward(self, x):
+        return torch.cat([self.net(part) for part in x.chunk(2)])
+
+
+@pytest.mark.parametrize("method", ["tv", "ptv"])
+@pytest.mark.parametrize("make", [Twice, InParts])
+def test_both_ends_of_a_pair_see_the_same_statistics_where_a_norm_is_called_twice(make, method):
+    """Else the gradient grows without bound as the radius falls."""
+    found = []
+    for radius in (1e-3, 1e-5, 0.0):
+        torch.manual_seed(0)
+        net, x = make().double().train(), torch.randn(8, 6, dtype=torch.float64)
+        penalty_of(method, radius=radius, output_norm=2)(net, x).backward()
+        found.append(gradients(net))
+    for ours in found[:2]:
+        assert (ours - found[2]).norm() < 0.01 * found[2].norm()
+
+
 @pytest.mark.parametrize("method", ["max", "tv"])
 @pytest.mark.parametrize(
     "make",

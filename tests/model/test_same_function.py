@@ -1,7 +1,11 @@
 """Is f the same function at both points? Modules that run are frozen, randomness is refused, half precision is seen."""
 
 import contextlib
+import copy
+import functools
+import gc
 import math
+import pickle
 import warnings
 
 import oracles
@@ -203,9 +207,53 @@ def test_a_model_is_looked_at_once():
     counts = []
     for _ in range(3):
         ran.items.clear()
-        penalty(lambda z: net(z), x)  # noqa: PLW0108: made anew in each step
+        penalty(lambda z: net(z), x)  # made anew in each step
         counts.append(len(ran))
     assert counts == [5, 3, 3]
+
+
+def test_another_model_in_the_same_lambda_is_looked_at_too():
+    penalty, x = penalty_of("tv"), torch.randn(8, 6)
+    call = {"lambda": lambda net: lambda z: net(z), "partial": lambda net: functools.partial(run, net=net)}
+    for make in call.values():
+        penalty(make(nn.Linear(6, 3)), x)
+        with pytest.raises(ValueError, match="two forwards"):
+            penalty(make(Noisy(lambda h: h + torch.randn_like(h))), x)
+        penalty(make(nn.Linear(6, 3)), x)
+
+
+def run(z, net):
+    return net(z)
+
+
+def test_a_model_at_the_address_of_a_dead_one_is_looked_at_too():
+    penalty, x, refused = penalty_of("tv"), torch.randn(8, 6), 0
+    for _ in range(20):
+        penalty(nn.Sequential(nn.Linear(6, 3)), x)
+        with pytest.raises(ValueError, match="two forwards"):
+            penalty(Noisy(lambda h: h + torch.randn_like(h)), x)
+        refused += 1
+    assert refused == 20
+    gc.collect()
+    penalty(nn.Linear(6, 3), x)
+    assert len(penalty._inspector._seen) <= 2
+
+
+def test_a_penalty_that_has_seen_a_lambda_can_be_pickled():
+    net, x, penalty = nn.Linear(6, 3), torch.randn(8, 6), penalty_of("max")
+    penalty(lambda z: net(z), x)
+    twin = pickle.loads(pickle.dumps(penalty))
+    torch.testing.assert_close(twin(net, x), penalty(net, x))
+
+
+@pytest.mark.compiler
+def test_modules_of_the_output_are_held_beside_a_compiled_model():
+    net, head = nn.Linear(6, 8), nn.Sequential(nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    x, before = torch.randn(8, 6), copy.deepcopy(head)
+    exact = penalty_of("tv", output=head)(net, x)
+    value = penalty_of("tv", output=head)(torch.compile(net, backend="eager"), x)
+    torch.testing.assert_close(value, exact)
+    assert all(torch.equal(a, b) for a, b in zip(head.buffers(), before.buffers(), strict=True))
 
 
 # ---- half precision inside ----------------------------------------------------------------------------------------

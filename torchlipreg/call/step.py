@@ -132,12 +132,13 @@ class Step:
 
     def _resolution(self, model: Callable[[Tensor], Any], seen: Seen, points: Tensor) -> Resolution:
         """Return ε and the floor, on which the first batch decides: its values are looked at, and may be refused."""
+        error = None if seen.error is None else ValueError(seen.error)
         if self.state.floor is not None:
-            if seen.error is not None:
-                raise seen.error
+            if error is not None:
+                raise error
             return Resolution(self.radius, self.state.floor)
         dtype = seen.dtype or compute_dtype(model, points)
-        return first_look(self.settings, self.radius, dtype, points, seen.error, self.state.warn_once)
+        return first_look(self.settings, self.radius, dtype, points, error, self.state.warn_once)
 
     def _as_before(
         self, q: PairQuotient, f: FixedFunction, previous: Carried, points: Tensor, side: SideRows

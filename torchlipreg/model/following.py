@@ -20,6 +20,7 @@ class Following:
 
     Attributes:
         norms: Those that can follow.
+        repeated: One of them was called twice: only what comes after the last call is the function that stays.
     """
 
     def __init__(self, buffers: dict[nn.Module, Buffers], modules: list[nn.Module], *, sharded: bool) -> None:
@@ -36,6 +37,7 @@ class Following:
         self.norms = [] if sharded else [m for m in tracking if can_follow(m)]
         self._held = {type(m).__name__ for m in tracking if m not in self.norms and not sharded}
         self._batched = {type(m).__name__ for m in modules if depends_on_batch(m)}
+        self.repeated = False
         self._folded: dict[nn.Module, Folded] = {}
         self._refolded: dict[nn.Module, Moments] = {}
         self._handles: list[RemovableHandle] = []
@@ -49,6 +51,7 @@ class Following:
         """Serve as a forward pre-hook of BatchNorm: from now on its statistics follow those of this input."""
         moments = channel_moments(args[0] if args else kwargs["input"])
         own = self._folded[m].own if m in self._folded else m._parameters
+        self.repeated = self.repeated or m in self._folded
         self._folded[m] = Folded(own, moments, *fold(cast(Any, m).eps, moments, own, self._buffers[m]))
         self.place(m)
 

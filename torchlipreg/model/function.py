@@ -153,14 +153,14 @@ class FixedFunction:
         """Whether :meth:`follow_statistics` has anything to do: a BatchNorm in train mode, and gradients."""
         return bool(self._state.norms.norms) and torch.is_grad_enabled()
 
-    def follow_statistics(self, x: Tensor) -> Tensor:
+    def follow_statistics(self, x: Tensor) -> Tensor | None:
         """Let the running statistics of train-mode BatchNorm follow the parameters: see :func:`batchnorm.fold`.
 
         Args:
             x: Data points, shape (N, *), over which the batch's statistics are taken.
 
         Returns:
-            f(x).
+            f(x); None where it has to be computed anew, as a norm was called twice and then followed the last call.
         """
         state = self._state
         with contextlib.ExitStack() as stack:
@@ -170,7 +170,7 @@ class FixedFunction:
             stack.enter_context(self.eagerly())
             fx = self(x)
         state.settle()
-        return fx
+        return None if state.norms.repeated else fx
 
     @staticmethod
     def eagerly() -> contextlib.AbstractContextManager[None]:

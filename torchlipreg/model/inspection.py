@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +17,7 @@ from torchlipreg.model.function import FixedFunction, forked
 from torchlipreg.model.later import Later
 from torchlipreg.model.modules import unwrap
 from torchlipreg.model.reuse import AGAIN, TOLERANCE
+from torchlipreg.model.search import find_modules
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -28,27 +30,29 @@ class Seen(NamedTuple):
         carries: The forward leaves something on the modules, from which the next one would start.
         moves: Its values depend on that: after another forward the model is another function.
         draws: The forward draws random numbers of torch's, whether or not its values show it.
-        error: What to raise: two forwards at the same points gave different values.
+        error: What to tell: two forwards at the same points gave different values. No exception, whose traceback would
+            keep the model alive.
     """
 
     dtype: torch.dtype | None
     carries: bool
     moves: bool
     draws: bool
-    error: ValueError | None
+    error: str | None
 
 
 class Inspector:
     """Looks at each model once, before its first call, and at whether it is random again in every 64th call."""
 
     def __init__(self) -> None:
-        self._seen: dict[Any, Seen] = {}
+        self._seen: dict[Any, tuple[Seen, list[weakref.ref[Any]]]] = {}
         self._later = Later()
         self._calls = 0
 
     def known(self, model: Callable[..., Any]) -> Seen | None:
         """Return what was seen of a model, None if it has not been looked at."""
-        return self._seen.get(_identity(model))
+        seen, roots = self._seen.get(_identity(model), (None, []))
+        return None if any(root() is None for root in roots) else seen  # another may have got a dead one's id
 
     def look(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> Seen:
         """Look at a model: two forwards, a third if it carries something on, whose values are waited for.
@@ -74,10 +78,14 @@ class Inspector:
             moves = carries and (f.is_sharded or not torch.equal(y, f(x).detach()))
             f.carry(carries)
             again = f(x).detach()
-            error = None if _equal(y, again) else ValueError(_random(observer.drawn, y, again))
+            error = None if _equal(y, again) else _random(observer.drawn, y, again)
         seen = Seen(observer.dtype, carries, moves, draws, error)
-        self._seen[_identity(model)] = seen
+        self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
+        self._seen[_identity(model)] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": {}}  # by identities, which a copy does not have
 
     @staticmethod
     def look_at_another_number(f: FixedFunction, x: Tensor) -> None:
@@ -163,14 +171,20 @@ def _random(drawn: str | None, y: Tensor | None, again: Tensor | None) -> str:
 
 
 def _identity(model: Any) -> Any:
-    """Return what is the same in each call with a model: a lambda is often made anew, its code is not."""
-    if isinstance(model, functools.partial):
-        return ("partial", _identity(model.func), *(id(v) for v in model.args if isinstance(v, nn.Module)))
-    if isinstance(model, MethodType):
-        return id(model.__self__), model.__func__.__code__ if isinstance(model.__func__, FunctionType) else None
-    if isinstance(model, FunctionType):
-        return model.__code__
-    return id(unwrap(model))
+    """Return what is the same in each call with a model: a lambda is often made anew, its code and modules are not."""
+    function = model
+    while isinstance(function, (functools.partial, MethodType)):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    return getattr(function, "__code__", None), *map(id, _roots(model))
+
+
+def _roots(model: Any) -> list[Any]:
+    """Return the objects that a callable computes with: a module, a method's object, or what a function uses."""
+    model = unwrap(model)
+    if isinstance(model, (FunctionType, functools.partial)):
+        return find_modules(model)
+    root = getattr(model, "__self__", model)
+    return [root] if hasattr(type(root), "__weakref__") else []
 
 
 def _rng_state(x: Tensor) -> Tensor:
