@@ -18,7 +18,7 @@ ARGUMENTS = [
     *(("method", bad) for bad in ("TV", "mean", "", None, 3)),
     *(("ascent", bad) for bad in ("lbfgs", "", 3, True)),
     *((norm, bad) for norm in ("input_norm", "output_norm") for bad in (0, 3, -1, -INF, NAN, "2", "inf", None, True)),
-    *(("exponent", bad) for bad in (0, 3, 1.5, "2", None)),
+    *(("exponent", bad) for bad in (0, 3, 1.5, "2", None, True)),
     *(
         (name, bad)
         for name in ("weight", "radius", "noise", "momentum")
@@ -32,6 +32,7 @@ ARGUMENTS = [
     *(("anchored", bad) for bad in (None, 1, "yes")),
     *((name, bad) for name in ("output", "choose") for bad in ("logits", 0)),
     *(("seed", bad) for bad in (-1, 1.5, None, "0", True)),
+    *(("normalization", bad) for bad in (((), 1), (0, ()), ((), ()), ((0, 0), (1, 1, 1)), (0, 0), ("a", 1), 0.5, "ab")),
 ]
 
 
@@ -40,6 +41,25 @@ def test_arguments_of_the_constructor(name, bad):
     with pytest.raises((ValueError, TypeError), match=f"`{name}`") as error:
         LipschitzPenalty(**{name: bad})
     assert "but got" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "kind"),
+    [
+        *(("bounds", bad, TypeError) for bad in (("a", "b"), (0, "1"), (False, True), (0, None), "01", 1.0, (0, 1, 2))),
+        *(("bounds", bad, ValueError) for bad in ((1, 0), (NAN, 1), (0, NAN))),
+        *(("seed", bad, TypeError) for bad in ("a", 1.5, None, True)),
+        ("seed", -1, ValueError),
+    ],
+)
+def test_a_wrong_type_is_no_wrong_value(name, bad, kind):
+    with pytest.raises(kind, match=f"`{name}`"):
+        LipschitzPenalty(**{name: bad})
+
+
+def test_an_integer_may_be_numpys():
+    numpy = pytest.importorskip("numpy")
+    assert LipschitzPenalty(seed=numpy.int64(3), num_pairs=numpy.int64(3)).settings.seed == 3
 
 
 @pytest.mark.parametrize("bad", [0, -0.1, INF, NAN, "0.1", True])

@@ -39,13 +39,13 @@ def suggest_names(function: Callable[P, None]) -> Callable[P, None]:
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
-    if not isinstance(value, (str, numbers.Real)) or value not in choices:
+    if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)) or value not in choices:
         raise ValueError(f"Expected argument `{name}` to be one of {', '.join(map(repr, choices))}, but got {value!r}.")
 
 
 def check_norm(name: str, p: Any) -> None:
     """Raise ValueError unless ``p`` is 1, 2 or ``math.inf``."""
-    if isinstance(p, str) or isinstance(p, bool):
+    if isinstance(p, str):
         raise ValueError(f"Expected argument `{name}` to be 1, 2 or math.inf, a number, but got {p!r}.")
     check_choice(name, p, NORMS)
 
@@ -61,12 +61,12 @@ def check_number(name: str, value: Any, *, low: float = 0.0, exclusive: bool = F
     return float(value)
 
 
-def check_count(name: str, value: Any) -> int:
-    """Return ``value`` as an int; raise unless it is an integer ≥ 1."""
+def check_count(name: str, value: Any, *, low: int = 1) -> int:
+    """Return ``value`` as an int; raise unless it is an integer ≥ ``low``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r} ({type(value).__name__}).")
-    if value < 1:
-        raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value!r}.")
+    if value < low:
+        raise ValueError(f"Expected argument `{name}` to be at least {low}, but got {value!r}.")
     return int(value)
 
 
@@ -101,7 +101,7 @@ def check_normalization(normalization: Any) -> Units | None:
         ) from None
     if len(mean) == 1 or len(std) == 1:  # a number for all channels beside one for each
         length = max(len(mean), len(std))
-        mean, std = mean * (length // len(mean)), std * (length // len(std))
+        mean, std = (values * length if len(values) == 1 else values for values in (mean, std))
     if not mean or len(mean) != len(std) or not all(map(math.isfinite, mean)):
         raise ValueError(
             "Expected argument `normalization` to hold as many finite means as standard deviations, but got "
@@ -144,7 +144,7 @@ def check_bounds(bounds: Any, units: Units | None = None) -> tuple[float, float]
     if bounds is None:
         return None
     try:
-        low, high = (float(b) if isinstance(b, numbers.Real) and not isinstance(b, bool) else math.nan for b in bounds)
+        low, high = _numbers(bounds)
     except (TypeError, ValueError):
         raise TypeError(f"Expected argument `bounds` to be two numbers (lo, hi), but got {bounds!r}.") from None
     if not low < high:  # also refuses NaN
