@@ -126,6 +126,8 @@ INPUTS = {
     "complex": (torch.ones(8, 6, dtype=torch.complex64), TypeError, "`x`.*floating"),
     "a list": ([[1.0] * 6] * 8, TypeError, "`x`.*tensor, but got list"),
     "nothing": (None, TypeError, "`x`"),
+    "sparse": (torch.ones(8, 6).to_sparse(), TypeError, r"`x`.*dense.*sparse_coo.*to_dense\(\)"),
+    "without values": (torch.ones(8, 6, device="meta"), TypeError, "`x`.*values.*meta"),
     "0-dim": (torch.tensor(1.0), ValueError, r"`x`.*\(N, \*\)"),
     "no rows": (torch.ones(0, 6), ValueError, r"`x`.*\(0, 6\)"),
     "empty rows": (torch.ones(8, 0), ValueError, r"`x`.*\(8, 0\)"),
@@ -141,6 +143,17 @@ def test_inputs(case, method, first):
     if not first:
         penalty(net, torch.randn(8, 6))
     refused(penalty, net, x, named, kind, watched=net)
+
+
+@pytest.mark.parametrize("bad", ["no", None, 0, torch.tensor(True)])
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_update_is_true_or_false(bad, weight):
+    net, penalty = mlp(), penalty_of("max")
+    penalty(net, torch.randn(8, 6))
+    penalty.weight, state = weight, penalty.state_dict()
+    with pytest.raises(TypeError, match="`update`.*True or False, but got"):
+        penalty(net, torch.randn(8, 6), update=bad)
+    assert same(penalty.state_dict(), state | {"weight": weight})
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -172,6 +172,9 @@ def check_points(name: str, x: Any, *, may_be_empty: bool = False) -> None:
             "continuous input: for tokens or categories pass their embeddings, with the part of the model above "
             f"them as `model`; convert images with `{name}.float()`."
         )
+    if x.layout != torch.strided or x.is_meta:
+        got = "one on the device meta" if x.is_meta else f"one of layout {x.layout}: pass `{name}.to_dense()`"
+        raise TypeError(f"Expected argument `{name}` to be a dense tensor with values, but got {got}.")
     if x.dim() == 0 or (x.numel() == 0 and not (may_be_empty and x.shape[1:].numel())):
         raise ValueError(
             f"Expected argument `{name}` to have shape (N, *) with at least one row, but got {tuple(x.shape)}."
