@@ -151,7 +151,7 @@ def test_update_is_true_or_false(bad, weight):
     net, penalty = mlp(), penalty_of("max")
     penalty(net, torch.randn(8, 6))
     penalty.weight, state = weight, penalty.state_dict()
-    with pytest.raises(TypeError, match="`update`.*True or False, but got"):
+    with pytest.raises(TypeError, match=r"`update`.*True or False, but got"):
         penalty(net, torch.randn(8, 6), update=bad)
     assert same(penalty.state_dict(), state | {"weight": weight})
 

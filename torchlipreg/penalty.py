@@ -294,13 +294,13 @@ class LipschitzPenalty:
         pairs = self._state.pairs
         if self.settings.persistent and pairs is not None:
             check_rows("x", x, pairs.x.shape[1:])
+        if self.weight == 0:
+            return torch.zeros((), device=x.device)
         moves = update and torch.is_grad_enabled()
         if self.settings.choose is not None and outputs is None and (moves or pairs is None):
             raise ValueError(
                 "Expected argument `outputs`, model(x), at which the penalty's `choose` looks, but got None."
             )
-        if self.weight == 0:
-            return torch.zeros((), device=x.device)
         if torch.is_inference_mode_enabled():  # in which older versions' torch.func.jvp is zero
             with torch.inference_mode(False), torch.no_grad():
                 return self(model, x, outputs, update=update, model_kwargs=model_kwargs)

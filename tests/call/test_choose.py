@@ -158,12 +158,19 @@ def test_a_chosen_row_that_is_not_finite_does_not_count():
 def test_without_outputs_it_has_nothing_to_look_at():
     net, x = net_and_batch()
     penalty = bare("tv", **CLOSEST)
-    for penalty.weight in (0.0, 1.0):  # a warm-up does not hide it
-        with pytest.raises(ValueError, match=r"`outputs`, model\(x\).*`choose`.*but got None"):
-            penalty(net, x)
+    with pytest.raises(ValueError, match=r"`outputs`, model\(x\).*`choose`.*but got None"):
+        penalty(net, x)
     with torch.no_grad(), pytest.raises(ValueError, match="`outputs`"):
         penalty(net, x)
     assert penalty.pairs is None
+
+
+def test_at_weight_zero_it_needs_no_outputs():
+    net, x = net_and_batch()
+    penalty = bare("tv", 0.0, **CLOSEST)
+    assert torch.equal(penalty(net, x), torch.zeros(()))
+    with pytest.raises(TypeError, match="`x`"):
+        penalty(net, x.long())
 
 
 @pytest.mark.parametrize("rows", [8, 64])
