@@ -120,22 +120,22 @@ def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def check_channels(x: Tensor, units: Units) -> None:
+def check_channels(name: str, x: Tensor, units: Units) -> None:
     """Raise ValueError unless ``x`` has a channel (axis 1) for each mean of the normalisation."""
     count = len(units.mean)
     if count > 1 and (x.dim() < 2 or x.shape[1] != count):
         raise ValueError(
-            f"Expected argument `x` to have {count} channels on axis 1, as many as `normalization` has means, but got "
+            f"Expected argument `{name}` to have {count} channels on axis 1, as many as `normalization` has means, but got "
             f"shape {tuple(x.shape)}."
         )
 
 
-def in_raw_units(x: Tensor, units: Units | None) -> Tensor:
+def in_raw_units(x: Tensor, units: Units | None, name: str = "x") -> Tensor:
     """Return a batch in raw units, its channels checked, without a graph."""
     x = (x.clone() if x.is_inference() else x).detach()
     if units is None:
         return x
-    check_channels(x, units)
+    check_channels(name, x, units)
     return units.raw(x)
 
 
@@ -201,15 +201,17 @@ def check_row_numbers(rows: Any) -> Tensor:
     return rows
 
 
-def check_values(x: Tensor, bounds: tuple[float, float] | None) -> None:
+def check_values(name: str, x: Tensor, bounds: tuple[float, float] | None) -> None:
     """Raise if the batch has non-finite values or lies outside ``bounds``. Reads values: first call only."""
     if not bool(torch.isfinite(x).all()):
-        raise ValueError("Expected argument `x` to be finite, but it holds NaN or infinity: check the data loader.")
+        raise ValueError(
+            f"Expected argument `{name}` to be finite, but it holds NaN or infinity: check the data loader."
+        )
     if bounds is not None and len(x):
         low, high = float(x.min()), float(x.max())
         if low < bounds[0] or high > bounds[1]:
             raise ValueError(
-                f"Expected the data to lie within `bounds` = {bounds}, but `x` spans [{low:g}, {high:g}]. Give the "
+                f"Expected the data to lie within `bounds` = {bounds}, but `{name}` spans [{low:g}, {high:g}]. Give the "
                 "range of the tensor that the model receives, or, if the loader normalises it, of the raw one, with "
                 "`normalization`=(mean, std)."
             )

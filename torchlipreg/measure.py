@@ -17,6 +17,8 @@ from torchlipreg.checks import (
     Normalization,
     check_bounds,
     check_count,
+    check_flag,
+    check_function,
     check_norm,
     check_normalization,
     check_number,
@@ -133,7 +135,7 @@ def operator_norm(
         operator norms have closed forms, and which are NP-hard).
     """
     check_points("x", x)
-    check_values(x, None)
+    check_values("x", x, None)
     check_norm("input_norm", input_norm)
     check_norm("output_norm", output_norm)
     check_count("steps", steps)
@@ -181,14 +183,14 @@ def lipschitz_lower_bound(
             of the raw inputs, as in :class:`torchlipreg.LipschitzPenalty`.
         output: From the model's return value to the tensor that counts, as in ``LipschitzPenalty``.
         batch_size: Rows at a time of an ``inputs`` tensor.
-        seed: Of the starting pairs.
+        seed: Of the starting pairs, ≥ 0.
         progress: Show a progress bar (needs tqdm).
 
     Returns:
         The largest quotient, in output units per input unit.
 
     Raises:
-        TypeError: If ``inputs`` does not give floating tensors.
+        TypeError: If ``inputs`` does not give dense floating tensors, or an argument has the wrong type.
         ValueError: If the model is random, an argument is out of range, the data are not finite or lie outside
             ``bounds``, or no batch holds the two points that ``radius=None`` needs.
         ImportError: If ``progress`` is asked for and tqdm is not installed.
@@ -203,6 +205,11 @@ def lipschitz_lower_bound(
     batch_size = check_count("batch_size", batch_size)
     if radius is not None:
         radius = check_number("radius", radius)
+    check_function("output", output)
+    seed = check_count("seed", seed, low=0)
+    check_flag("progress", progress)
+    if not any(hasattr(inputs, method) for method in ("__iter__", "__getitem__")):
+        raise TypeError(f"Expected argument `inputs` to be a tensor or an iterable of batches, but got {inputs!r}.")
     batches: Iterable[Tensor] = _batches(inputs, batch_size)
     if progress:
         batches = _with_progress_bar(batches)
@@ -282,8 +289,8 @@ def _largest_quotient(
     output: Callable[[Any], Any] | None,
     generator: torch.Generator,
 ) -> Tensor:
-    x = in_raw_units(x.to(torch.promote_types(x.dtype, torch.float32)), units)
-    check_values(x, bounds)
+    x = in_raw_units(x.to(torch.promote_types(x.dtype, torch.float32)), units, "inputs")
+    check_values("inputs", x, bounds)
     floor = distance_floor(compute_dtype(model, x), float(row_norm(x, input_norm).mean()))
     resolution = Resolution(radius, floor)
     shrink = SHRINK ** (1 / steps) if radius is None else 1.0
