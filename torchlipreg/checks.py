@@ -125,8 +125,8 @@ def check_channels(name: str, x: Tensor, units: Units) -> None:
     count = len(units.mean)
     if count > 1 and (x.dim() < 2 or x.shape[1] != count):
         raise ValueError(
-            f"Expected argument `{name}` to have {count} channels on axis 1, as many as `normalization` has means, but got "
-            f"shape {tuple(x.shape)}."
+            f"Expected argument `{name}` to have {count} channels on axis 1, as many as `normalization` has means, "
+            f"but got shape {tuple(x.shape)}."
         )
 
 
@@ -211,8 +211,8 @@ def check_values(name: str, x: Tensor, bounds: tuple[float, float] | None) -> No
         low, high = float(x.min()), float(x.max())
         if low < bounds[0] or high > bounds[1]:
             raise ValueError(
-                f"Expected the data to lie within `bounds` = {bounds}, but `{name}` spans [{low:g}, {high:g}]. Give the "
-                "range of the tensor that the model receives, or, if the loader normalises it, of the raw one, with "
+                f"Expected the data to lie within `bounds` = {bounds}, but `{name}` spans [{low:g}, {high:g}]. Give "
+                "the range of the tensor that the model receives, or, if the loader normalises it, of the raw one, with "
                 "`normalization`=(mean, std)."
             )
 

@@ -174,6 +174,7 @@ def lipschitz_lower_bound(
     Args:
         model: Function or ``nn.Module``; may be wrapped or compiled.
         inputs: A floating tensor, shape (N, *), or an iterable of batches: tensors, or tuples that begin with one.
+            With ``radius=None`` a row that is alone in its batch joins the batch before.
         radius: ε ≥ 0 in the input norm and in raw units, or None. 0 is the directional derivative.
         input_norm: 1, 2 or ``math.inf``.
         output_norm: 1, 2 or ``math.inf``.
@@ -211,6 +212,8 @@ def lipschitz_lower_bound(
     if not any(hasattr(inputs, method) for method in ("__iter__", "__getitem__")):
         raise TypeError(f"Expected argument `inputs` to be a tensor or an iterable of batches, but got {inputs!r}.")
     batches: Iterable[Tensor] = _batches(inputs, batch_size)
+    if radius is None:
+        batches = _joined(batches)
     if progress:
         batches = _with_progress_bar(batches)
     largest = None
@@ -366,6 +369,20 @@ def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         check_points("inputs", x)
         yield x
+
+
+def _joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Let a row that is alone in its batch, and would have no partner there, join the batch before."""
+    held: Tensor | None = None
+    for x in batches:
+        if held is not None and len(held) > 1 and len(x) == 1 and x.shape[1:] == held.shape[1:]:
+            held = torch.cat([held, x])
+            continue
+        if held is not None:
+            yield held
+        held = x
+    if held is not None:
+        yield held
 
 
 def _with_progress_bar(batches: Iterable[Tensor]) -> Iterable[Tensor]:
