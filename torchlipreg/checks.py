@@ -212,8 +212,8 @@ def check_values(name: str, x: Tensor, bounds: tuple[float, float] | None) -> No
         if low < bounds[0] or high > bounds[1]:
             raise ValueError(
                 f"Expected the data to lie within `bounds` = {bounds}, but `{name}` spans [{low:g}, {high:g}]. Give "
-                "the range of the tensor that the model receives, or, if the loader normalises it, of the raw one, with "
-                "`normalization`=(mean, std)."
+                "the range of the tensor that the model receives, or, if the loader normalises it, of the raw one, "
+                "with `normalization`=(mean, std)."
             )
 
 
