@@ -37,6 +37,7 @@ from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.modules import compute_dtype
+from torchlipreg.outputs import select
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +47,7 @@ SHRINK = 0.01  # from the distance of two data points to this part of it, geomet
 
 
 def difference_quotient(
-    f: Callable[[Tensor], Tensor], x: Tensor, x_prime: Tensor, *, input_norm: float = 2, output_norm: float = 2
+    f: Callable[[Tensor], Any], x: Tensor, x_prime: Tensor, *, input_norm: float = 2, output_norm: float = 2
 ) -> Tensor:
     """Return the difference quotient ‖f(xᵢ) − f(x′ᵢ)‖ / ‖xᵢ − x′ᵢ‖ of each pair.
 
@@ -54,18 +55,18 @@ def difference_quotient(
     called as it is: put a network into eval mode first, or use :func:`torchlipreg.lipschitz_lower_bound`.
 
     Args:
-        f: Function from (N, *) to (N, *), rows independent of one another.
+        f: Function from (N, *) to (N, *), rows independent of one another; or to what holds that, as models return it.
         x: First points, shape (N, *), floating.
         x_prime: Second points, the shape of ``x``.
         input_norm: 1, 2 or ``math.inf``: ‖x − x′‖.
         output_norm: 1, 2 or ``math.inf``: ‖f(x) − f(x′)‖.
 
     Returns:
-        Quotients, shape (N,), differentiable. A coincident pair has quotient 0.
+        Quotients, shape (N,), differentiable, at least float32. A coincident pair has quotient 0.
 
     Raises:
-        TypeError: If ``x`` or ``x_prime`` is not a floating tensor.
-        ValueError: If a norm is unknown or the shapes differ.
+        TypeError: If ``x``, ``x_prime`` or the output of f is not a floating tensor.
+        ValueError: If a norm is unknown, the shapes differ, or the output does not keep the batch axis.
 
     References:
         Report, eq. (3).
@@ -78,8 +79,13 @@ def difference_quotient(
         raise ValueError(
             f"Expected argument `x_prime` to have the shape of `x`, {tuple(x.shape)}, but got {tuple(x_prime.shape)}."
         )
-    distance = row_norm(x_prime - x, input_norm).clamp_min(torch.finfo(x.dtype).tiny)
-    return row_norm(f(x_prime) - f(x), output_norm) / distance
+    at_x, at_x_prime = (_at_least_single(select(f(z), None, len(z))[0]) for z in (x, x_prime))
+    distance = row_norm(_at_least_single(x_prime) - _at_least_single(x), input_norm)
+    return row_norm(at_x_prime - at_x, output_norm) / distance.clamp_min(torch.finfo(distance.dtype).tiny)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _measure(measure: Callable[P, R]) -> Callable[P, R]:
@@ -142,7 +148,7 @@ def operator_norm(
     check_number("tol", tol)
     units = check_normalization(normalization)
     with fixed_function(f, eager=True, units=units) as fixed, torch.no_grad():
-        x = in_raw_units(x.to(torch.promote_types(x.dtype, torch.float32)), units)
+        x = in_raw_units(_at_least_single(x), units)
         _refuse_random(f, fixed, x)
         return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
 
@@ -292,7 +298,7 @@ def _largest_quotient(
     output: Callable[[Any], Any] | None,
     generator: torch.Generator,
 ) -> Tensor:
-    x = in_raw_units(x.to(torch.promote_types(x.dtype, torch.float32)), units, "inputs")
+    x = in_raw_units(_at_least_single(x), units, "inputs")
     check_values("inputs", x, bounds)
     floor = distance_floor(compute_dtype(model, x), float(row_norm(x, input_norm).mean()))
     resolution = Resolution(radius, floor)
