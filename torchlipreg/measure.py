@@ -267,9 +267,15 @@ def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Ten
             raise ValueError(f"Expected argument `{name}` to be 0-dim, but got shape {tuple(value.shape)}.")
     if not loss.requires_grad:
         raise ValueError("Expected argument `loss` to carry a gradient, but it has none. Compare before backward().")
-    if isinstance(parameters, (Tensor, torch.nn.Module)):
-        raise TypeError("Expected argument `parameters` to be an iterable of tensors, such as model.parameters().")
-    trained = [p for p in parameters if p.requires_grad]
+    is_iterable = isinstance(parameters, Iterable) and not isinstance(parameters, (Tensor, torch.nn.Module))
+    given = list(parameters) if is_iterable else []
+    strange = [f"one with {type(p).__name__}" for p in given if not isinstance(p, Tensor)]
+    if not is_iterable or strange:
+        raise TypeError(
+            "Expected argument `parameters` to be an iterable of tensors, such as model.parameters(), but got "
+            f"{strange[0] if strange else type(parameters).__name__}."
+        )
+    trained = [p for p in given if p.requires_grad]
     if not trained:
         raise ValueError("Expected argument `parameters` to hold a tensor that requires a gradient, but got none.")
     of_penalty, of_loss = (_gradient_size(value, trained) for value in (penalty_value, loss))
