@@ -129,25 +129,8 @@ def test_every_option_of_the_constructor_has_its_flag(capsys):
     ],
 )
 def test_options_reach_the_constructor_and_the_rest_the_script(flags, options):
-    theirs = [
-        "--opt-betas",
-        "-0.9",
-        "1",
-        "--scale",
-        "-1/2",
-        "-1,0",
-        "-1x",
-        "-i",
-        "-b",
-        "4",
-        "-c",
-        "x.yaml",
-        "--mdoel=a b",
-        "--help",
-        "--",
-        "--data",
-        "-1",
-    ]
+    theirs = ["--opt-betas", "-0.9", "1", "-b", "4", "-c", "x.yaml", "--mdoel=a b", "--help", "--", "--data", "-1"]
+    theirs = ["--scale", "-1/2", "-1,0", "-1x", "-i", *theirs]
     for line in ([SCRIPT, *flags, *theirs], [*flags, SCRIPT, *theirs]):
         assert parse(line)[:3] == (SCRIPT, theirs, options)
 
