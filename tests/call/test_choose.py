@@ -194,6 +194,21 @@ def test_what_is_no_list_of_row_numbers_is_refused(rows):
     assert penalty.pairs is None
 
 
+@pytest.mark.parametrize("rows", [[16], [0, 99], [-17], [3, -17, 16]])
+@pytest.mark.parametrize("settings", [{}, {"anchored": False}])
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_that_the_batch_does_not_have_are_refused(rows, settings, first):
+    net, x = net_and_batch()
+    chosen = [torch.arange(6)] * (not first) + [torch.tensor(rows)]
+    penalty = bare("tv", num_pairs=6, choose=lambda y, count: chosen.pop(0), **settings)
+    if not first:
+        penalty(net, x, net(x))
+    pairs = penalty.pairs
+    with pytest.raises(ValueError, match=r"`choose`.*batch of 16 rows, but got.*to "):
+        penalty(net, x, net(x))
+    assert penalty.pairs is pairs
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [
