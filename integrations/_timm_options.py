@@ -19,6 +19,9 @@ from torchlipreg.integrations._timm_schedules import SCHEDULES, Schedules
 
 PROGRAM = "python -m torchlipreg.integrations.timm"
 PREFIXES = ("--lip-", "--no-lip-")
+_NUMBER = r"-?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|inf)"
+_FRACTION = rf"{_NUMBER}(?:/{_NUMBER})?"
+NEGATIVE = re.compile(rf"^(?=-){_FRACTION}(?:,{_FRACTION})*$")  # as ``numbers`` reads them, from one below zero on
 
 
 class CommandLine(NamedTuple):
@@ -73,6 +76,8 @@ def make_parser() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
+    # Without a public way to say it: argparse takes what begins with a minus for an option, but for numbers like -0.5.
+    parser._negative_number_matcher = NEGATIVE
     parser.add_argument("--lip-help", action="help", help="show these options and exit")
     descriptions = _argument_descriptions(LipschitzPenalty)
     types = typing.get_type_hints(LipschitzPenalty.__init__)

@@ -18,7 +18,7 @@ ARGUMENTS = [
     *(("method", bad) for bad in ("TV", "mean", "", None, 3)),
     *(("ascent", bad) for bad in ("lbfgs", "", 3, True)),
     *((norm, bad) for norm in ("input_norm", "output_norm") for bad in (0, 3, -1, -INF, NAN, "2", "inf", None, True)),
-    *(("exponent", bad) for bad in (0, 3, 1.5, "2", None)),
+    *(("exponent", bad) for bad in (0, 3, 1.5, "2", None, True)),
     *(
         (name, bad)
         for name in ("weight", "radius", "noise", "momentum")
@@ -32,6 +32,7 @@ ARGUMENTS = [
     *(("anchored", bad) for bad in (None, 1, "yes")),
     *((name, bad) for name in ("output", "choose") for bad in ("logits", 0)),
     *(("seed", bad) for bad in (-1, 1.5, None, "0", True)),
+    *(("normalization", bad) for bad in (((), 1), (0, ()), ((), ()), ((0, 0), (1, 1, 1)), (0, 0), ("a", 1), 0.5, "ab")),
 ]
 
 
@@ -40,6 +41,25 @@ def test_arguments_of_the_constructor(name, bad):
     with pytest.raises((ValueError, TypeError), match=f"`{name}`") as error:
         LipschitzPenalty(**{name: bad})
     assert "but got" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "kind"),
+    [
+        *(("bounds", bad, TypeError) for bad in (("a", "b"), (0, "1"), (False, True), (0, None), "01", 1.0, (0, 1, 2))),
+        *(("bounds", bad, ValueError) for bad in ((1, 0), (NAN, 1), (0, NAN))),
+        *(("seed", bad, TypeError) for bad in ("a", 1.5, None, True)),
+        ("seed", -1, ValueError),
+    ],
+)
+def test_a_wrong_type_is_no_wrong_value(name, bad, kind):
+    with pytest.raises(kind, match=f"`{name}`"):
+        LipschitzPenalty(**{name: bad})
+
+
+def test_an_integer_may_be_numpys():
+    numpy = pytest.importorskip("numpy")
+    assert LipschitzPenalty(seed=numpy.int64(3), num_pairs=numpy.int64(3)).settings.seed == 3
 
 
 @pytest.mark.parametrize("bad", [0, -0.1, INF, NAN, "0.1", True])
@@ -106,6 +126,8 @@ INPUTS = {
     "complex": (torch.ones(8, 6, dtype=torch.complex64), TypeError, "`x`.*floating"),
     "a list": ([[1.0] * 6] * 8, TypeError, "`x`.*tensor, but got list"),
     "nothing": (None, TypeError, "`x`"),
+    "sparse": (torch.ones(8, 6).to_sparse(), TypeError, r"`x`.*dense.*sparse_coo.*to_dense\(\)"),
+    "without values": (torch.ones(8, 6, device="meta"), TypeError, "`x`.*values.*meta"),
     "0-dim": (torch.tensor(1.0), ValueError, r"`x`.*\(N, \*\)"),
     "no rows": (torch.ones(0, 6), ValueError, r"`x`.*\(0, 6\)"),
     "empty rows": (torch.ones(8, 0), ValueError, r"`x`.*\(8, 0\)"),
@@ -121,6 +143,17 @@ def test_inputs(case, method, first):
     if not first:
         penalty(net, torch.randn(8, 6))
     refused(penalty, net, x, named, kind, watched=net)
+
+
+@pytest.mark.parametrize("bad", ["no", None, 0, torch.tensor(True)])
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_update_is_true_or_false(bad, weight):
+    net, penalty = mlp(), penalty_of("max")
+    penalty(net, torch.randn(8, 6))
+    penalty.weight, state = weight, penalty.state_dict()
+    with pytest.raises(TypeError, match=r"`update`.*True or False, but got"):
+        penalty(net, torch.randn(8, 6), update=bad)
+    assert same(penalty.state_dict(), state | {"weight": weight})
 
 
 @pytest.mark.parametrize("method", METHODS)

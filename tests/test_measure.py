@@ -78,6 +78,19 @@ def test_batches_of_every_kind_give_the_same():
     assert lipschitz_lower_bound(model, (batch for batch in x.split(4))) == expected
 
 
+@pytest.mark.parametrize("sizes", [[256, 1], [255, 1, 1], [256, 1, 2]])
+@pytest.mark.parametrize("as_tensor", [True, False])
+def test_a_row_that_is_alone_in_its_batch_counts(sizes, as_tensor):
+    def kink(z):  # slope 50 from 5 on, where only the row is that is alone
+        return z + 49 * (z - 5).clamp_min(0)
+
+    x = torch.cat([torch.linspace(0, 1, sum(sizes) - 1, dtype=torch.float64), torch.tensor([10.0])]).unsqueeze(1)
+    x[sizes[0] :] = x[sizes[0] :].flip(0)
+    inputs = x if as_tensor else list(x.split(sizes))
+    found = max(lipschitz_lower_bound(kink, inputs, seed=seed) for seed in range(5))  # not each draws the row
+    assert 20 < found <= 50 * (1 + 1e-9)
+
+
 def test_the_progress_bar_is_shown_on_request_only(capsys):
     pytest.importorskip("tqdm")
     model, _ = linear_map((3, 6))
@@ -149,6 +162,11 @@ def test_a_constant_model_has_bound_zero():
     [
         ({"inputs": torch.zeros(4, 3, dtype=torch.long)}, TypeError, "`inputs`.*floating"),
         ({"inputs": [["text"]]}, TypeError, "`inputs`"),
+        *(({"inputs": bad}, TypeError, "`inputs`.*but got") for bad in (3, None, nn.Linear(3, 2))),
+        ({"inputs": torch.full((4, 3), math.nan)}, ValueError, "`inputs`.*finite"),
+        ({"inputs": torch.ones(4, 3).to_sparse()}, TypeError, "`inputs`.*dense"),
+        ({"bounds": (5, 6)}, ValueError, "`bounds`.*`inputs` spans"),
+        ({"normalization": ((0, 0), (1, 1))}, ValueError, "`inputs`.*2 channels"),
         ({"radius": -1.0}, ValueError, "`radius`"),
         ({"input_norm": 3}, ValueError, "`input_norm`"),
         ({"output_norm": 3}, ValueError, "`output_norm`"),
@@ -162,6 +180,24 @@ def test_a_constant_model_has_bound_zero():
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         lipschitz_lower_bound(**{"model": nn.Linear(3, 2), "inputs": torch.randn(4, 3), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "error"),
+    [
+        ("output", 3, TypeError),
+        *(("seed", bad, TypeError) for bad in ("a", 1.5, None, True)),
+        ("seed", -1, ValueError),
+        *(("progress", bad, TypeError) for bad in ("no", None, 1)),
+    ],
+)
+def test_arguments_are_checked_before_the_data_are_read(name, bad, error):
+    def batches():
+        raise AssertionError("read")
+        yield
+
+    with pytest.raises(error, match=f"`{name}`"):
+        lipschitz_lower_bound(nn.Linear(3, 2), batches(), **{name: bad})
 
 
 def test_the_progress_bar_says_what_it_needs(monkeypatch):

@@ -171,6 +171,39 @@ def test_a_foreign_state_is_refused(state):
             schedule.load_state_dict(state)
 
 
+@pytest.mark.parametrize("accuracy", ["0.9", "a", None, [0.9], torch.tensor([0.9, 0.9]), True, torch.tensor(True)])
+@pytest.mark.parametrize("warmup", [True, False])
+def test_an_accuracy_that_is_no_number_is_refused(accuracy, warmup):
+    penalty = LipschitzPenalty(weight=1.0)
+    schedule = DiscrepancyWeight(penalty, 0.9, 0.25, warmup=warmup)
+    with pytest.raises(TypeError, match=r"`accuracy` to be a number, but got"):
+        schedule.step(accuracy)
+    assert (penalty.weight, schedule.warming_up) == (0.0 if warmup else 1.0, warmup)
+
+
+@pytest.mark.parametrize("bad", ["no", None, 1])
+def test_a_warm_up_is_true_or_false(bad):
+    penalty = LipschitzPenalty(weight=1.0)
+    with pytest.raises(TypeError, match="`warmup`"):
+        DiscrepancyWeight(penalty, 0.9, 0.25, warmup=bad)
+    assert penalty.weight == 1.0
+
+
+@pytest.mark.parametrize("penalty", [None, 0.5, LipschitzPenalty, torch.nn.Linear(3, 2)])
+@pytest.mark.parametrize(
+    ("build", "attribute"),
+    [
+        (lambda p: DiscrepancyWeight(p, 0.9, 0.1), "weight"),
+        (lambda p: ExponentialWeight(p, 0.9), "weight"),
+        (lambda p: WeightWarmup(p, 4), "weight"),
+        (RadiusDecay, "radius"),
+    ],
+)
+def test_what_is_no_penalty_is_refused(build, attribute, penalty):
+    with pytest.raises(TypeError, match=f"`penalty` to be a penalty, with a number as its `{attribute}`, but got"):
+        build(penalty)
+
+
 # ExponentialWeight and WeightWarmup
 
 

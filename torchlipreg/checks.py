@@ -39,13 +39,13 @@ def suggest_names(function: Callable[P, None]) -> Callable[P, None]:
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
-    if not isinstance(value, (str, numbers.Real)) or value not in choices:
+    if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)) or value not in choices:
         raise ValueError(f"Expected argument `{name}` to be one of {', '.join(map(repr, choices))}, but got {value!r}.")
 
 
 def check_norm(name: str, p: Any) -> None:
     """Raise ValueError unless ``p`` is 1, 2 or ``math.inf``."""
-    if isinstance(p, str) or isinstance(p, bool):
+    if isinstance(p, str):
         raise ValueError(f"Expected argument `{name}` to be 1, 2 or math.inf, a number, but got {p!r}.")
     check_choice(name, p, NORMS)
 
@@ -61,12 +61,12 @@ def check_number(name: str, value: Any, *, low: float = 0.0, exclusive: bool = F
     return float(value)
 
 
-def check_count(name: str, value: Any) -> int:
-    """Return ``value`` as an int; raise unless it is an integer ≥ 1."""
+def check_count(name: str, value: Any, *, low: int = 1) -> int:
+    """Return ``value`` as an int; raise unless it is an integer ≥ ``low``."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"Expected argument `{name}` to be an integer, but got {value!r} ({type(value).__name__}).")
-    if value < 1:
-        raise ValueError(f"Expected argument `{name}` to be at least 1, but got {value!r}.")
+    if value < low:
+        raise ValueError(f"Expected argument `{name}` to be at least {low}, but got {value!r}.")
     return int(value)
 
 
@@ -101,7 +101,7 @@ def check_normalization(normalization: Any) -> Units | None:
         ) from None
     if len(mean) == 1 or len(std) == 1:  # a number for all channels beside one for each
         length = max(len(mean), len(std))
-        mean, std = mean * (length // len(mean)), std * (length // len(std))
+        mean, std = (values * length if len(values) == 1 else values for values in (mean, std))
     if not mean or len(mean) != len(std) or not all(map(math.isfinite, mean)):
         raise ValueError(
             "Expected argument `normalization` to hold as many finite means as standard deviations, but got "
@@ -120,22 +120,22 @@ def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def check_channels(x: Tensor, units: Units) -> None:
+def check_channels(name: str, x: Tensor, units: Units) -> None:
     """Raise ValueError unless ``x`` has a channel (axis 1) for each mean of the normalisation."""
     count = len(units.mean)
     if count > 1 and (x.dim() < 2 or x.shape[1] != count):
         raise ValueError(
-            f"Expected argument `x` to have {count} channels on axis 1, as many as `normalization` has means, but got "
-            f"shape {tuple(x.shape)}."
+            f"Expected argument `{name}` to have {count} channels on axis 1, as many as `normalization` has means, "
+            f"but got shape {tuple(x.shape)}."
         )
 
 
-def in_raw_units(x: Tensor, units: Units | None) -> Tensor:
+def in_raw_units(x: Tensor, units: Units | None, name: str = "x") -> Tensor:
     """Return a batch in raw units, its channels checked, without a graph."""
     x = (x.clone() if x.is_inference() else x).detach()
     if units is None:
         return x
-    check_channels(x, units)
+    check_channels(name, x, units)
     return units.raw(x)
 
 
@@ -144,7 +144,7 @@ def check_bounds(bounds: Any, units: Units | None = None) -> tuple[float, float]
     if bounds is None:
         return None
     try:
-        low, high = (float(b) if isinstance(b, numbers.Real) and not isinstance(b, bool) else math.nan for b in bounds)
+        low, high = _numbers(bounds)
     except (TypeError, ValueError):
         raise TypeError(f"Expected argument `bounds` to be two numbers (lo, hi), but got {bounds!r}.") from None
     if not low < high:  # also refuses NaN
@@ -172,6 +172,9 @@ def check_points(name: str, x: Any, *, may_be_empty: bool = False) -> None:
             "continuous input: for tokens or categories pass their embeddings, with the part of the model above "
             f"them as `model`; convert images with `{name}.float()`."
         )
+    if x.layout != torch.strided or x.is_meta:
+        got = "one on the device meta" if x.is_meta else f"one of layout {x.layout}: pass `{name}.to_dense()`"
+        raise TypeError(f"Expected argument `{name}` to be a dense tensor with values, but got {got}.")
     if x.dim() == 0 or (x.numel() == 0 and not (may_be_empty and x.shape[1:].numel())):
         raise ValueError(
             f"Expected argument `{name}` to have shape (N, *) with at least one row, but got {tuple(x.shape)}."
@@ -187,28 +190,35 @@ def check_rows(name: str, x: Tensor, shape: torch.Size) -> None:
         )
 
 
-def check_row_numbers(rows: Any) -> Tensor:
-    """Return what a penalty's ``choose`` returned; raise TypeError unless it is a list of row numbers."""
+def check_row_numbers(rows: Any, count: int, *, reads: bool) -> Tensor:
+    """Return what a penalty's ``choose`` returned; raise unless it is a list of row numbers of ``count`` rows."""
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
         got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
         raise TypeError(
             f"Expected argument `choose` to return row numbers, an int64 tensor of shape (n,), but got {got}. For a "
             "mask of rows return mask.nonzero().flatten()."
         )
+    if len(rows) and (reads or rows.device.type == "cpu"):  # a GPU would have to be waited for
+        low, high = int(rows.min()), int(rows.max())
+        if low < -count or high >= count:
+            got = f"numbers from {low} to {high}"
+            raise ValueError(f"Expected argument `choose` to return rows of a batch of {count} rows, but got {got}.")
     return rows
 
 
-def check_values(x: Tensor, bounds: tuple[float, float] | None) -> None:
+def check_values(name: str, x: Tensor, bounds: tuple[float, float] | None) -> None:
     """Raise if the batch has non-finite values or lies outside ``bounds``. Reads values: first call only."""
     if not bool(torch.isfinite(x).all()):
-        raise ValueError("Expected argument `x` to be finite, but it holds NaN or infinity: check the data loader.")
+        raise ValueError(
+            f"Expected argument `{name}` to be finite, but it holds NaN or infinity: check the data loader."
+        )
     if bounds is not None and len(x):
         low, high = float(x.min()), float(x.max())
         if low < bounds[0] or high > bounds[1]:
             raise ValueError(
-                f"Expected the data to lie within `bounds` = {bounds}, but `x` spans [{low:g}, {high:g}]. Give the "
-                "range of the tensor that the model receives, or, if the loader normalises it, of the raw one, with "
-                "`normalization`=(mean, std)."
+                f"Expected the data to lie within `bounds` = {bounds}, but `{name}` spans [{low:g}, {high:g}]. Give "
+                "the range of the tensor that the model receives, or, if the loader normalises it, of the raw one, "
+                "with `normalization`=(mean, std)."
             )
 
 

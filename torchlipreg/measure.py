@@ -17,6 +17,8 @@ from torchlipreg.checks import (
     Normalization,
     check_bounds,
     check_count,
+    check_flag,
+    check_function,
     check_norm,
     check_normalization,
     check_number,
@@ -35,6 +37,7 @@ from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.modules import compute_dtype
+from torchlipreg.outputs import select
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,7 +47,7 @@ SHRINK = 0.01  # from the distance of two data points to this part of it, geomet
 
 
 def difference_quotient(
-    f: Callable[[Tensor], Tensor], x: Tensor, x_prime: Tensor, *, input_norm: float = 2, output_norm: float = 2
+    f: Callable[[Tensor], Any], x: Tensor, x_prime: Tensor, *, input_norm: float = 2, output_norm: float = 2
 ) -> Tensor:
     """Return the difference quotient ‖f(xᵢ) − f(x′ᵢ)‖ / ‖xᵢ − x′ᵢ‖ of each pair.
 
@@ -52,18 +55,18 @@ def difference_quotient(
     called as it is: put a network into eval mode first, or use :func:`torchlipreg.lipschitz_lower_bound`.
 
     Args:
-        f: Function from (N, *) to (N, *), rows independent of one another.
+        f: Function from (N, *) to (N, *), rows independent of one another; or to what holds that, as models return it.
         x: First points, shape (N, *), floating.
         x_prime: Second points, the shape of ``x``.
         input_norm: 1, 2 or ``math.inf``: ‖x − x′‖.
         output_norm: 1, 2 or ``math.inf``: ‖f(x) − f(x′)‖.
 
     Returns:
-        Quotients, shape (N,), differentiable. A coincident pair has quotient 0.
+        Quotients, shape (N,), differentiable, at least float32. A coincident pair has quotient 0.
 
     Raises:
-        TypeError: If ``x`` or ``x_prime`` is not a floating tensor.
-        ValueError: If a norm is unknown or the shapes differ.
+        TypeError: If ``x``, ``x_prime`` or the output of f is not a floating tensor.
+        ValueError: If a norm is unknown, the shapes differ, or the output does not keep the batch axis.
 
     References:
         Report, eq. (3).
@@ -76,8 +79,13 @@ def difference_quotient(
         raise ValueError(
             f"Expected argument `x_prime` to have the shape of `x`, {tuple(x.shape)}, but got {tuple(x_prime.shape)}."
         )
-    distance = row_norm(x_prime - x, input_norm).clamp_min(torch.finfo(x.dtype).tiny)
-    return row_norm(f(x_prime) - f(x), output_norm) / distance
+    at_x, at_x_prime = (_at_least_single(select(f(z), None, len(z))[0]) for z in (x, x_prime))
+    distance = row_norm(_at_least_single(x_prime) - _at_least_single(x), input_norm)
+    return row_norm(at_x_prime - at_x, output_norm) / distance.clamp_min(torch.finfo(distance.dtype).tiny)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _measure(measure: Callable[P, R]) -> Callable[P, R]:
@@ -133,14 +141,14 @@ def operator_norm(
         operator norms have closed forms, and which are NP-hard).
     """
     check_points("x", x)
-    check_values(x, None)
+    check_values("x", x, None)
     check_norm("input_norm", input_norm)
     check_norm("output_norm", output_norm)
     check_count("steps", steps)
     check_number("tol", tol)
     units = check_normalization(normalization)
     with fixed_function(f, eager=True, units=units) as fixed, torch.no_grad():
-        x = in_raw_units(x.to(torch.promote_types(x.dtype, torch.float32)), units)
+        x = in_raw_units(_at_least_single(x), units)
         _refuse_random(f, fixed, x)
         return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
 
@@ -172,6 +180,7 @@ def lipschitz_lower_bound(
     Args:
         model: Function or ``nn.Module``; may be wrapped or compiled.
         inputs: A floating tensor, shape (N, *), or an iterable of batches: tensors, or tuples that begin with one.
+            With ``radius=None`` a row that is alone in its batch joins the batch before.
         radius: ε ≥ 0 in the input norm and in raw units, or None. 0 is the directional derivative.
         input_norm: 1, 2 or ``math.inf``.
         output_norm: 1, 2 or ``math.inf``.
@@ -181,14 +190,14 @@ def lipschitz_lower_bound(
             of the raw inputs, as in :class:`torchlipreg.LipschitzPenalty`.
         output: From the model's return value to the tensor that counts, as in ``LipschitzPenalty``.
         batch_size: Rows at a time of an ``inputs`` tensor.
-        seed: Of the starting pairs.
+        seed: Of the starting pairs, ≥ 0.
         progress: Show a progress bar (needs tqdm).
 
     Returns:
         The largest quotient, in output units per input unit.
 
     Raises:
-        TypeError: If ``inputs`` does not give floating tensors.
+        TypeError: If ``inputs`` does not give dense floating tensors, or an argument has the wrong type.
         ValueError: If the model is random, an argument is out of range, the data are not finite or lie outside
             ``bounds``, or no batch holds the two points that ``radius=None`` needs.
         ImportError: If ``progress`` is asked for and tqdm is not installed.
@@ -203,7 +212,14 @@ def lipschitz_lower_bound(
     batch_size = check_count("batch_size", batch_size)
     if radius is not None:
         radius = check_number("radius", radius)
+    check_function("output", output)
+    seed = check_count("seed", seed, low=0)
+    check_flag("progress", progress)
+    if not any(hasattr(inputs, method) for method in ("__iter__", "__getitem__")):
+        raise TypeError(f"Expected argument `inputs` to be a tensor or an iterable of batches, but got {inputs!r}.")
     batches: Iterable[Tensor] = _batches(inputs, batch_size)
+    if radius is None:
+        batches = _joined(batches)
     if progress:
         batches = _with_progress_bar(batches)
     largest = None
@@ -251,9 +267,15 @@ def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Ten
             raise ValueError(f"Expected argument `{name}` to be 0-dim, but got shape {tuple(value.shape)}.")
     if not loss.requires_grad:
         raise ValueError("Expected argument `loss` to carry a gradient, but it has none. Compare before backward().")
-    if isinstance(parameters, (Tensor, torch.nn.Module)):
-        raise TypeError("Expected argument `parameters` to be an iterable of tensors, such as model.parameters().")
-    trained = [p for p in parameters if p.requires_grad]
+    is_iterable = isinstance(parameters, Iterable) and not isinstance(parameters, (Tensor, torch.nn.Module))
+    given = list(parameters) if is_iterable else []
+    strange = [f"one with {type(p).__name__}" for p in given if not isinstance(p, Tensor)]
+    if not is_iterable or strange:
+        raise TypeError(
+            "Expected argument `parameters` to be an iterable of tensors, such as model.parameters(), but got "
+            f"{strange[0] if strange else type(parameters).__name__}."
+        )
+    trained = [p for p in given if p.requires_grad]
     if not trained:
         raise ValueError("Expected argument `parameters` to hold a tensor that requires a gradient, but got none.")
     of_penalty, of_loss = (_gradient_size(value, trained) for value in (penalty_value, loss))
@@ -282,8 +304,8 @@ def _largest_quotient(
     output: Callable[[Any], Any] | None,
     generator: torch.Generator,
 ) -> Tensor:
-    x = in_raw_units(x.to(torch.promote_types(x.dtype, torch.float32)), units)
-    check_values(x, bounds)
+    x = in_raw_units(_at_least_single(x), units, "inputs")
+    check_values("inputs", x, bounds)
     floor = distance_floor(compute_dtype(model, x), float(row_norm(x, input_norm).mean()))
     resolution = Resolution(radius, floor)
     shrink = SHRINK ** (1 / steps) if radius is None else 1.0
@@ -359,6 +381,20 @@ def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         check_points("inputs", x)
         yield x
+
+
+def _joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Let a row that is alone in its batch, and would have no partner there, join the batch before."""
+    held: Tensor | None = None
+    for x in batches:
+        if held is not None and len(held) > 1 and len(x) == 1 and x.shape[1:] == held.shape[1:]:
+            held = torch.cat([held, x])
+            continue
+        if held is not None:
+            yield held
+        held = x
+    if held is not None:
+        yield held
 
 
 def _with_progress_bar(batches: Iterable[Tensor]) -> Iterable[Tensor]:

@@ -15,7 +15,15 @@ from torchlipreg.call.settings import Ascent, Exponent, Method, Settings, Stocha
 from torchlipreg.call.state import PenaltyState
 from torchlipreg.call.step import Step
 from torchlipreg.call.watch import Watch, advice
-from torchlipreg.checks import Normalization, check_mapping, check_number, check_points, check_rows, suggest_names
+from torchlipreg.checks import (
+    Normalization,
+    check_flag,
+    check_mapping,
+    check_number,
+    check_points,
+    check_rows,
+    suggest_names,
+)
 from torchlipreg.distributed import world_size
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.model.inspection import Inspector
@@ -269,8 +277,8 @@ class LipschitzPenalty:
             gradient to the parameters only. A float32 zero without a gradient where nothing is computed.
 
         Raises:
-            TypeError: If ``x`` is not a floating tensor, the model's output not one, ``choose``'s not row numbers, or
-                ``model_kwargs`` no dict.
+            TypeError: If ``x`` is not a dense floating tensor, the model's output not one, ``choose``'s not row
+                numbers, ``update`` not True or False, or ``model_kwargs`` no dict.
             ValueError: If shapes do not fit, ``choose`` has no ``outputs``, the output carries no gradient, or, checked
                 in the first call only, ``x`` is not finite or outside ``bounds``; if the model is random, looked at in
                 its first call and in every 64th.
@@ -280,18 +288,19 @@ class LipschitzPenalty:
             eager: Callable[..., Tensor] = torch.compiler.disable(self)  # type: ignore[no-untyped-call]
             return eager(model, x, outputs, update=update, model_kwargs=model_kwargs)
         check_points("x", x, may_be_empty=world_size() > 1)
+        check_flag("update", update)
         check_mapping("model_kwargs", model_kwargs)
         check_parallelism(model)
         pairs = self._state.pairs
         if self.settings.persistent and pairs is not None:
             check_rows("x", x, pairs.x.shape[1:])
+        if self.weight == 0:
+            return torch.zeros((), device=x.device)
         moves = update and torch.is_grad_enabled()
         if self.settings.choose is not None and outputs is None and (moves or pairs is None):
             raise ValueError(
                 "Expected argument `outputs`, model(x), at which the penalty's `choose` looks, but got None."
             )
-        if self.weight == 0:
-            return torch.zeros((), device=x.device)
         if torch.is_inference_mode_enabled():  # in which older versions' torch.func.jvp is zero
             with torch.inference_mode(False), torch.no_grad():
                 return self(model, x, outputs, update=update, model_kwargs=model_kwargs)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import numbers
 from typing import Any, Protocol
 
-from torchlipreg.checks import check_count, check_number, check_state_keys
+from torchlipreg.checks import check_count, check_flag, check_number, check_state_keys
 
 
 class HasWeight(Protocol):
@@ -17,6 +19,15 @@ class HasRadius(Protocol):
     """What ``RadiusDecay`` needs of a penalty."""
 
     radius: float | None
+
+
+def _check_penalty(penalty: Any, attribute: str) -> None:
+    """Raise TypeError unless the penalty has a number, or None, as this attribute."""
+    value = getattr(penalty, attribute, "nothing")
+    if value is not None and not isinstance(value, numbers.Real):
+        raise TypeError(
+            f"Expected argument `penalty` to be a penalty, with a number as its `{attribute}`, but got {penalty!r}."
+        )
 
 
 class DiscrepancyWeight:
@@ -38,7 +49,7 @@ class DiscrepancyWeight:
             own weight back, and the principle takes over from the next.
 
     Raises:
-        TypeError: If an argument is not a number.
+        TypeError: If an argument has the wrong type.
         ValueError: If a number is out of range.
 
     References:
@@ -54,6 +65,8 @@ class DiscrepancyWeight:
         max_weight: float | None = None,
         warmup: bool = False,
     ) -> None:
+        _check_penalty(penalty, "weight")
+        check_flag("warmup", warmup)
         self.penalty = penalty
         self.target = check_number("target", target)
         if self.target > 1:
@@ -76,9 +89,13 @@ class DiscrepancyWeight:
             accuracy: Running or epoch accuracy in [0, 1]: a number or a 0-dim tensor.
 
         Raises:
-            ValueError: If ``accuracy`` is not in [0, 1].
+            TypeError: If ``accuracy`` is no number.
+            ValueError: If it is not in [0, 1].
         """
-        accuracy = check_number("accuracy", float(accuracy))
+        value: Any = accuracy
+        with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # check_number tells what is wrong
+            value = value.item()
+        accuracy = check_number("accuracy", value)
         if accuracy > 1:
             raise ValueError(f"Expected argument `accuracy` to be in [0, 1], not a percentage, but got {accuracy!r}.")
         above = accuracy > self.target
@@ -119,7 +136,7 @@ class ExponentialWeight:
         min_weight: Lower limit of the weight, ≥ 0.
 
     Raises:
-        TypeError: If an argument is not a number.
+        TypeError: If an argument has the wrong type.
         ValueError: If a number is out of range, or ``min_weight`` is above ``max_weight``.
 
     References:
@@ -129,6 +146,7 @@ class ExponentialWeight:
     def __init__(
         self, penalty: HasWeight, gamma: float, *, max_weight: float | None = None, min_weight: float = 0.0
     ) -> None:
+        _check_penalty(penalty, "weight")
         self.penalty = penalty
         self.gamma = check_number("gamma", gamma, exclusive=True)
         self.max_weight = None if max_weight is None else check_number("max_weight", max_weight)
@@ -187,7 +205,7 @@ class WeightWarmup:
         steps: How many, ≥ 1.
 
     Raises:
-        TypeError: If ``steps`` is not an integer.
+        TypeError: If ``steps`` is not an integer, or ``penalty`` no penalty.
         ValueError: If ``steps`` is less than 1.
 
     References:
@@ -197,6 +215,7 @@ class WeightWarmup:
     START = 0.1
 
     def __init__(self, penalty: HasWeight, steps: int) -> None:
+        _check_penalty(penalty, "weight")
         self.penalty = penalty
         self.steps = check_count("steps", steps)
         self._count, self._full = 0, penalty.weight
@@ -254,14 +273,15 @@ class RadiusDecay:
         min_radius: The radius never falls below, ≥ 0, in input units.
 
     Raises:
-        TypeError: If an argument is not a number.
-        ValueError: If a number is out of range, or the penalty has no radius.
+        TypeError: If an argument has the wrong type.
+        ValueError: If a number is out of range, or the penalty's radius is None.
 
     References:
         Report, Algorithms 3 and 4 (γ = 0.9).
     """
 
     def __init__(self, penalty: HasRadius, gamma: float = 0.9, *, min_radius: float = 0.0) -> None:
+        _check_penalty(penalty, "radius")
         self.gamma = check_number("gamma", gamma, exclusive=True)
         if self.gamma > 1:
             raise ValueError(f"Expected argument `gamma` to be in (0, 1], but got {gamma!r}.")

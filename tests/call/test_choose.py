@@ -158,12 +158,19 @@ def test_a_chosen_row_that_is_not_finite_does_not_count():
 def test_without_outputs_it_has_nothing_to_look_at():
     net, x = net_and_batch()
     penalty = bare("tv", **CLOSEST)
-    for penalty.weight in (0.0, 1.0):  # a warm-up does not hide it
-        with pytest.raises(ValueError, match=r"`outputs`, model\(x\).*`choose`.*but got None"):
-            penalty(net, x)
+    with pytest.raises(ValueError, match=r"`outputs`, model\(x\).*`choose`.*but got None"):
+        penalty(net, x)
     with torch.no_grad(), pytest.raises(ValueError, match="`outputs`"):
         penalty(net, x)
     assert penalty.pairs is None
+
+
+def test_at_weight_zero_it_needs_no_outputs():
+    net, x = net_and_batch()
+    penalty = bare("tv", 0.0, **CLOSEST)
+    assert torch.equal(penalty(net, x), torch.zeros(()))
+    with pytest.raises(TypeError, match="`x`"):
+        penalty(net, x.long())
 
 
 @pytest.mark.parametrize("rows", [8, 64])
@@ -185,6 +192,21 @@ def test_what_is_no_list_of_row_numbers_is_refused(rows):
     with pytest.raises(TypeError, match=r"`choose`.*row numbers.*but got.*nonzero"):
         penalty(net, x, net(x))
     assert penalty.pairs is None
+
+
+@pytest.mark.parametrize("rows", [[16], [0, 99], [-17], [3, -17, 16]])
+@pytest.mark.parametrize("settings", [{}, {"anchored": False}])
+@pytest.mark.parametrize("first", [True, False])
+def test_rows_that_the_batch_does_not_have_are_refused(rows, settings, first):
+    net, x = net_and_batch()
+    chosen = [torch.arange(6)] * (not first) + [torch.tensor(rows)]
+    penalty = bare("tv", num_pairs=6, choose=lambda y, count: chosen.pop(0), **settings)
+    if not first:
+        penalty(net, x, net(x))
+    pairs = penalty.pairs
+    with pytest.raises(ValueError, match=r"`choose`.*batch of 16 rows, but got.*to "):
+        penalty(net, x, net(x))
+    assert penalty.pairs is pairs
 
 
 @pytest.mark.parametrize(

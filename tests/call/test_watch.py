@@ -228,6 +228,10 @@ def test_ratio_at_the_ends():
         (lambda w: (w.sum(), w.sum(), w), TypeError, "`parameters` to be an iterable"),
         (lambda w: (w.sum(), w.sum(), nn.Linear(2, 2)), TypeError, r"model\.parameters"),
         (lambda w: (w.sum(), w.sum(), [w.detach()]), ValueError, "`parameters` to hold"),
+        (lambda w: (w.sum(), w.sum(), None), TypeError, "`parameters` to be an iterable.*but got NoneType"),
+        (lambda w: (w.sum(), w.sum(), [w, 1]), TypeError, "`parameters` to be an iterable.*but got one with int"),
+        (lambda w: (w.sum(), w.sum(), nn.Linear(2, 2).named_parameters()), TypeError, "`parameters`.*one with tuple"),
+        (lambda w: (w.sum(), w.sum(), torch.optim.SGD([w]).param_groups), TypeError, "`parameters`.*one with dict"),
     ],
 )
 def test_bad_input_of_the_ratio(arguments, error, match):

@@ -64,8 +64,22 @@ def test_never_above_the_operator_norm_of_a_linear_map(shape, p, q):
 def test_coincident_pairs_have_quotient_and_gradient_zero(p, dtype):
     x = torch.ones(2, 3, dtype=dtype, requires_grad=True)
     value = difference_quotient(lambda z: 2 * z, x, x.detach().clone(), input_norm=p)
-    assert torch.equal(value, torch.zeros(2, dtype=dtype))
+    assert torch.equal(value, torch.zeros(2, dtype=torch.promote_types(dtype, torch.float32)))
     assert torch.equal(torch.autograd.grad(value.sum(), x)[0], torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_norms_in_half_precision_do_not_overflow(p, dtype):
+    x = torch.full((2, 6), -3e4, dtype=dtype)
+    quotients = difference_quotient(lambda z: z, x, -x, input_norm=p, output_norm=p)
+    torch.testing.assert_close(quotients, torch.ones(2))
+
+
+@pytest.mark.parametrize("wrap", [lambda y: {"logits": y, "loss": 0}, lambda y: (y, 0)])
+def test_outputs_are_found_as_those_of_a_model(wrap):
+    x, x_prime = draw(5, 6), draw(5, 6, seed=3)
+    assert torch.equal(difference_quotient(lambda z: wrap(f(z)), x, x_prime), difference_quotient(f, x, x_prime))
 
 
 def test_gradient_with_respect_to_the_points():
@@ -99,6 +113,9 @@ def test_at_the_floor_rounding_costs_less_than_a_per_cent():
         ({"output_norm": "2"}, ValueError, "output_norm"),
         ({"x": torch.ones(2, 3, dtype=torch.int64)}, TypeError, "`x`.*floating"),
         ({"x_prime": [1.0]}, TypeError, "`x_prime`.*tensor"),
+        *(({"f": bad}, ValueError, "batch axis of 2 rows") for bad in (torch.sum, lambda z: z.sum().view(1))),
+        ({"f": lambda z: z.long()}, TypeError, "output.*floating"),
+        ({"f": lambda z: None}, TypeError, "output.*tensor, but got NoneType"),
         ({"x_prime": torch.ones(2, 4)}, ValueError, r"`x_prime`.*\(2, 3\).*\(2, 4\)"),
     ],
 )

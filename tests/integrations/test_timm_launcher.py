@@ -107,6 +107,20 @@ def test_every_option_of_the_constructor_has_its_flag(capsys):
         (["--lip-input-norm", "inf", "--lip-exponent", "1"], {"input_norm": math.inf, "exponent": 1}),
         (["--lip-bounds", "-2.1", "2.6", "--no-lip-anchored"], {"bounds": [-2.1, 2.6], "anchored": False}),
         (["--lip-num-pairs", "8", "--lip-radius", "0", "--lip-seed", "3"], {"num_pairs": 8, "radius": 0, "seed": 3}),
+        *(
+            (["--lip-bounds", low, high], {"bounds": [number, 10]})
+            for low, high, number in (
+                ("-1/2", "10", -0.5),
+                ("-1e-1", "1e1", -0.1),
+                ("-.5", "10.", -0.5),
+                ("-1E+0/4", "10", -0.25),
+                ("-inf", "10", -math.inf),
+            )
+        ),
+        *(
+            (["--lip-normalization", mean, "1,1/4,1"], {"normalization": [tuple(numbers), (1, 0.25, 1)]})
+            for mean, numbers in (("-0.5,0,0", (-0.5, 0, 0)), ("-1/2,-1e-1,0", (-0.5, -0.1, 0)))
+        ),
         (["--lip-output", "operator:itemgetter"], {"output": __import__("operator").itemgetter}),
         (
             ["--lip-choose", "torchlipreg.outputs:smallest_margins", "--lip-num-pairs", "8"],
@@ -116,6 +130,7 @@ def test_every_option_of_the_constructor_has_its_flag(capsys):
 )
 def test_options_reach_the_constructor_and_the_rest_the_script(flags, options):
     theirs = ["--opt-betas", "-0.9", "1", "-b", "4", "-c", "x.yaml", "--mdoel=a b", "--help", "--", "--data", "-1"]
+    theirs = ["--scale", "-1/2", "-1,0", "-1x", "-i", *theirs]
     for line in ([SCRIPT, *flags, *theirs], [*flags, SCRIPT, *theirs]):
         assert parse(line)[:3] == (SCRIPT, theirs, options)
 

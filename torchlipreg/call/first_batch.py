@@ -41,7 +41,7 @@ def first_look(
         ValueError: If the values are not finite or outside the bounds, or the batch is too small.
     """
     try:
-        check_values(points, settings.bounds)
+        check_values("x", points, settings.bounds)
         check_first_batch(settings, radius, points)
     except ValueError as e:
         error = e

@@ -97,8 +97,7 @@ class Settings:
         self._check_sides()
         self._fill("bounds", check_bounds(self.bounds, units))
         self._fill("noise", check_number("noise", self.noise))
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"Expected argument `seed` to be an integer >= 0, but got {self.seed!r}.")
+        self._fill("seed", check_count("seed", self.seed, low=0))
 
     @cached_property
     def persistent(self) -> bool:
