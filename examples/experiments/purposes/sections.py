@@ -153,8 +153,8 @@ def unlabelled():
             way.penalty,
             [made],
             ("plain", family, "1,000 labels", None),
-            "With 100 labels nothing was gained, and with 1,000 virtual adversarial training (VAT) is level. The price was "
-            "not measured. In the measured runs the weight grew from nothing, by hand; `WeightWarmup` "
+            "With 100 labels nothing was gained, and with 1,000 virtual adversarial training (VAT) is level. The price "
+            "was not measured. In the measured runs the weight grew from nothing, by hand; `WeightWarmup` "
             "begins at a tenth.",
             "\n".join(more),
         )
@@ -168,8 +168,8 @@ def regression():
             DEFAULT,
             [one_line(["diabetes-mlp"])],
             ("diabetes, regression, plain", "diabetes, regression, default", "clean", "movement"),
-            "No gain was found on this table of numbers (clean: 100 R²), whose columns are standardised: set `radius` in "
-            "their units. In one dimension `python -m examples.experiments.polynomial` draws fits with gaps. The price "
+            "No gain was found on this table of numbers (clean: 100 R²), whose columns are standardised: set `radius` "
+            "in their units. In one dimension `python -m examples.experiments.polynomial` draws fits with gaps. The price "
             "was not measured.",
         )
     ]
@@ -188,8 +188,9 @@ def finetuning():
     ]
     compared = ("as it was", recipe.label, "clean", judge)
     notes = (
-        "With BatchNorm it cost twice as much clean accuracy as FGSM on a half, for little more robustness: to fine-tune "
-        "such a network, take that instead. Without a warm-up of its weight a penalty of this strength ruins a network that was trained plainly; "
+        "With BatchNorm it cost twice as much clean accuracy as FGSM on a half, for little more robustness: to "
+        "fine-tune such a network, take that instead. Without a warm-up of its weight a penalty of this strength ruins "
+        "a network that was trained plainly; "
         "[fine-tuning](results/finetune.md) has what else was tried."
     )
     return [Line("for a tenth of its training", recipe.penalty, made, compared, notes, "\n".join(more))]
