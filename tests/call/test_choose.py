@@ -194,6 +194,16 @@ def test_what_is_no_list_of_row_numbers_is_refused(rows):
     assert penalty.pairs is None
 
 
+@pytest.mark.parametrize("rows", [[16], [0, 99], [-17], [3, -17, 16]])
+@pytest.mark.parametrize("settings", [{}, {"anchored": False}])
+def test_rows_that_the_batch_does_not_have_are_refused_in_the_first_call(rows, settings):
+    net, x = net_and_batch()
+    penalty = bare("tv", num_pairs=6, choose=lambda y, count: torch.tensor(rows), **settings)
+    with pytest.raises(ValueError, match=r"`choose`.*batch of 16 rows, but got.*to "):
+        penalty(net, x, net(x))
+    assert penalty.pairs is None
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "words"),
     [

@@ -96,8 +96,8 @@ class PersistentPairs:
 class LocalPairs:
     """Pairs that start anew in each call around points of the batch: Algorithms 3 (ptv) and 4 (tv)."""
 
-    def __init__(self, region: Region) -> None:
-        self.region = region
+    def __init__(self, region: Region, *, is_first: bool) -> None:
+        self.region, self.is_first = region, is_first
 
     def batch(self, points: Tensor, side: SideRows, outputs: Any, rng: torch.Generator) -> Batch:
         """Draw or choose the points that are used; rows that are not finite do not count.
@@ -113,6 +113,7 @@ class LocalPairs:
 
         Raises:
             TypeError: If ``settings.choose`` returns no row numbers.
+            ValueError: If it returns some that the batch does not have: looked at in the first call only.
         """
         rows = self._rows(points, outputs, rng)
         x = points if rows is None else points[rows]
@@ -128,7 +129,7 @@ class LocalPairs:
             return None
         if choose is None:
             return torch.randperm(len(points), generator=rng, device=points.device)[:count]
-        return check_row_numbers(choose(outputs, count))
+        return check_row_numbers(choose(outputs, count), len(points), reads=self.is_first)
 
     def start(self, batch: Batch, state: PenaltyState, rule: Rule, rng: torch.Generator) -> Carried:
         """Return a fresh pair around each point, whatever there was before."""

@@ -72,7 +72,8 @@ class Step:
         points, (side, rest) = self.settings.raw(x), split_side(kwargs, x.shape[0])
         seen = self.looks.inspector.known(model) or self._inspect(model, points, side, rest)
         region = Region(self.settings, self._resolution(model, seen, points))
-        method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region)
+        is_first = self.state.floor is None
+        method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region, is_first=is_first)
         with self._fixed(model, rest, x.shape[0], seen, eager=region.resolution.limit) as f:
             q = self._quotient(f, region)
             again = None if self.update else self.state.on(points.device)
