@@ -191,14 +191,14 @@ def check_rows(name: str, x: Tensor, shape: torch.Size) -> None:
 
 
 def check_row_numbers(rows: Any, count: int, *, reads: bool) -> Tensor:
-    """Return what a penalty's ``choose`` returned; raise unless it is a list of row numbers of ``count`` rows."""
+    """Return what ``choose`` returned; raise unless it is row numbers (of ``count`` rows, if it ``reads``)."""
     if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
         got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
         raise TypeError(
             f"Expected argument `choose` to return row numbers, an int64 tensor of shape (n,), but got {got}. For a "
             "mask of rows return mask.nonzero().flatten()."
         )
-    if len(rows) and (reads or rows.device.type == "cpu"):  # a GPU would have to be waited for
+    if reads and len(rows):
         low, high = int(rows.min()), int(rows.max())
         if low < -count or high >= count:
             got = f"numbers from {low} to {high}"

@@ -113,7 +113,7 @@ class LocalPairs:
 
         Raises:
             TypeError: If ``settings.choose`` returns no row numbers.
-            ValueError: If it returns some that the batch does not have; on a GPU looked at in the first call only.
+            ValueError: If it returns some that the batch does not have: looked at in the first call only.
         """
         rows = self._rows(points, outputs, rng)
         x = points if rows is None else points[rows]

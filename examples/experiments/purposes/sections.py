@@ -169,8 +169,8 @@ def regression():
             [one_line(["diabetes-mlp"])],
             ("diabetes, regression, plain", "diabetes, regression, default", "clean", "movement"),
             "No gain was found on this table of numbers (clean: 100 R²), whose columns are standardised: set `radius` "
-            "in their units. In one dimension `python -m examples.experiments.polynomial` draws fits with gaps. The price "
-            "was not measured.",
+            "in their units. In one dimension `python -m examples.experiments.polynomial` draws fits with gaps. The "
+            "price was not measured.",
         )
     ]
 
