@@ -26,7 +26,7 @@ def at_scale(name, images, epochs, factor, judged, learning_rate=4e-3):
         measures=measures(judged),
         tables=partial(tables, judged=judged),
         draw=partial(draw, name=name),
-        brief=("plain", "fgsm-quarter", "fgsm", "n-fgsm", "tv-fourth", "tv-quarter-10"),
+        brief=("plain", "fgsm-quarter", "fgsm", "n-fgsm", "pgd", "tv-fourth", "tv-quarter-10", "tv-quarter-40"),
         quick_recipes=("plain", "fgsm", "tv-quarter", "prior-guided"),
         quick_measures=("curves", "corruptions", "apgd"),
         quick_epochs=20,

@@ -10,6 +10,7 @@ OURS = (
         "tv-quarter",
         "tv-quarter-10",
         "tv-quarter-5",
+        "tv-quarter-40",
         "tv-eighth",
         "tv-eighth-20",
         "tv-alternate",

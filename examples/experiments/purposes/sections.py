@@ -64,7 +64,7 @@ def mnist(network, recipes, *names):
 def linf():
     notes = of_cifar.NOTES | {"APGD": f"{of_cifar.NOTES['APGD']} On the first 300 images."}
     shown = columns(of_cifar.COLUMNS, "clean", "APGD ∞ 8", "AutoAttack ∞ 8", "noise .1")
-    rows = ("plain", "fgsm", "n-fgsm", "pgd", "tv-fourth", "tv-quarter-10", "tv-quarter")
+    rows = ("plain", "fgsm", "n-fgsm", "pgd", "tv-fourth", "tv-quarter-10", "tv-quarter", "tv-quarter-40")
     natural = accuracies("cifar_robustness", "conv", rows, shown, notes)
     judge = "APGD ∞ 8" if natural is None or "APGD ∞ 8" in natural.table.heading else "AutoAttack ∞ 8"
     rows = ("plain", "fgsm", "pgd", "trades", "tv", "tv-eighth")
