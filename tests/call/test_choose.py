@@ -45,7 +45,7 @@ def test_the_outputs_of_the_loop_serve_and_rows_that_are_not_chosen_cost_nothing
     calls = Seen()
     net.register_forward_hook(lambda module, args, y: calls.append(len(y)))
     penalty = bare("tv", **CLOSEST)
-    for _ in range(4):  # in the second and third the outputs are looked at again
+    for _ in range(4):
         calls.items.clear()
         penalty(net, x, net(x))
     assert penalty.reuses_outputs

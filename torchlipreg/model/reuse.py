@@ -14,7 +14,7 @@ from torchlipreg.model.later import Later
 from torchlipreg.model.side import SideRows
 from torchlipreg.outputs import default_output, select
 
-AGAIN = 64  # calls from look to look
+SOON, AGAIN = 4, 64  # calls to the second look, to each from then on; in between at 8, 16 and 32
 TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
 
 
@@ -49,7 +49,7 @@ class OutputReuse:
 
     It does if no Dropout, stochastic depth or train-mode BatchNorm is active, the outputs are in full precision and
     carry a gradient, and a forward of the fixed function gives the same values. The values are compared once for each
-    new model, set of training flags and shapes, again 1, 2, 4, ... calls later, and in every 64th, of which the outcome
+    new model, set of training flags and shapes, again 4, 8, 16, ... calls later and in every 64th, and the outcome
     is read when it has arrived on the host: the loop may mix some of its batches, noise may have been scheduled up from
     zero, or a branch grown that did not count at first.
 
@@ -103,7 +103,7 @@ class OutputReuse:
     def _look_again(self, f: FixedFunction, x: Tensor, y: Tensor) -> None:
         """Compare the values now and then; go by the last outcome that has arrived."""
         self._calls += 1
-        soon = self._calls < AGAIN and self._calls & (self._calls - 1) == 0
+        soon = SOON <= self._calls < AGAIN and self._calls & (self._calls - 1) == 0
         if (arrived := self._later.take()) is not None and arrived[0]:
             self.verdict = False
         elif soon or self._calls % AGAIN == 0:
