@@ -175,7 +175,7 @@ def _identity(model: Any) -> Any:
     function = model
     while isinstance(function, (functools.partial, MethodType)):
         function = function.func if isinstance(function, functools.partial) else function.__func__
-    return getattr(function, "__code__", None), *map(id, _roots(model))
+    return function.__code__ if isinstance(function, FunctionType) else None, *map(id, _roots(model))
 
 
 def _roots(model: Any) -> list[Any]:
@@ -183,7 +183,7 @@ def _roots(model: Any) -> list[Any]:
     model = unwrap(model)
     if isinstance(model, (FunctionType, functools.partial)):
         return find_modules(model)
-    root = getattr(model, "__self__", model)
+    root = model.__self__ if isinstance(model, MethodType) else model
     return [root] if hasattr(type(root), "__weakref__") else []
 
 
