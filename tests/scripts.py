@@ -28,8 +28,8 @@ def end(process, how=signal.SIGTERM):
         process.wait(TIMEOUT)
 
 
-def output(process):
-    text, _ = process.communicate(timeout=TIMEOUT)
+def output(process, timeout=TIMEOUT):
+    text, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, text[-4000:]
     return text
 

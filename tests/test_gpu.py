@@ -7,7 +7,6 @@ import copy
 import math
 import os
 import re
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from devices import DEVICE, REHEARSAL, on_gpu
+from scripts import end, launch, output
 from torch import nn
 from torch.nn.functional import cross_entropy
 from zoo import bare
@@ -241,17 +241,12 @@ SCRIPTS = {
 def run_script(folder, *command):
     """Run a script and see that it logs a finite quotient."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1"} if REHEARSAL else None
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = [float(value) for value in re.findall(r"'?lipschitz'?: '?([-\d.einfa]+)", done.stdout + done.stderr)]
+    process = launch([sys.executable, *command], environment, folder)
+    try:
+        text = output(process, timeout=280)
+    finally:
+        end(process)
+    found = [float(value) for value in re.findall(r"'?lipschitz'?: '?([-\d.einfa]+)", text)]
     assert found
     assert all(0 < value < math.inf for value in found)
 

@@ -250,9 +250,12 @@ def test_a_penalty_that_has_seen_a_lambda_can_be_pickled():
 def test_modules_of_the_output_are_held_beside_a_compiled_model():
     net, head = nn.Linear(6, 8), nn.Sequential(nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
     x, before = torch.randn(8, 6), copy.deepcopy(head)
-    exact = penalty_of("tv", output=head)(net, x)
-    value = penalty_of("tv", output=head)(torch.compile(net, backend="eager"), x)
-    torch.testing.assert_close(value, exact)
+    parts = [head[0], head]  # one is found by itself and within the other
+    for output in (head, lambda y: parts[1](parts[0](y))):
+        exact = penalty_of("tv", output=output)(net, x)
+        value = penalty_of("tv", output=output)(torch.compile(net, backend="eager"), x)
+        torch.testing.assert_close(value, exact)
+        assert all(m.training for m in head.modules())
     assert all(torch.equal(a, b) for a, b in zip(head.buffers(), before.buffers(), strict=True))
 
 

@@ -14,10 +14,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.function import FixedFunction, registered
-from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, submodules, unwrap
+from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, unwrap
 from torchlipreg.model.parallelism import check_forward_mode
 from torchlipreg.model.recomputation import recomputing_under
-from torchlipreg.model.search import find_modules
 from torchlipreg.model.switches import checkpoint_hook, forward_mode_kernels, one_path_of_attention
 
 REFUSED = (torch.jit.ScriptModule, LazyModuleMixin)
@@ -77,7 +76,7 @@ def fixed_function(
     modules = all_modules(core)
     is_compiled = any(compiled_module(m) for m in modules)
     if is_compiled and output is not None:  # elsewhere the modules of `output` are met as they run
-        modules += [m for root in find_modules(output) for m in submodules(root) if m not in modules]
+        modules = all_modules(core, output)
     for kind in {*map(type, modules)}:
         if issubclass(kind, REFUSED):
             _refuse(kind)

@@ -81,14 +81,14 @@ def compiled_module(model: Callable[..., Any]) -> nn.Module | None:
     return model._modules["_orig_mod"] if isinstance(model, nn.Module) and "_orig_mod" in model._modules else None
 
 
-def all_modules(model: Callable[..., Any]) -> list[nn.Module]:
-    """Return each module that a model is or uses, submodules included, once."""
-    model = unwrap(model)
+def all_modules(*callables: Callable[..., Any]) -> list[nn.Module]:
+    """Return each module that a model, or several callables, are or use, submodules included, once."""
     found: dict[nn.Module, None] = {}
-    for root in [model] if isinstance(model, nn.Module) else find_modules(model):
-        _walk(root, found)
-        for hidden in _HIDDEN.get(root, ()) if _HIDDEN else ():
-            _walk(hidden, found)
+    for f in map(unwrap, callables):
+        for root in [f] if isinstance(f, nn.Module) else find_modules(f):
+            _walk(root, found)
+            for hidden in _HIDDEN.get(root, ()) if _HIDDEN else ():
+                _walk(hidden, found)
     return list(found)
 
 
