@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -35,7 +36,7 @@ from torchlipreg.geometry.rules import Power
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.inspection import Inspector
+from torchlipreg.model.inspection import BLIND, Inspector
 from torchlipreg.model.modules import compute_dtype
 from torchlipreg.outputs import select
 
@@ -132,8 +133,8 @@ def operator_norm(
 
     Raises:
         TypeError: If ``x`` is not a floating tensor.
-        ValueError: If the model is random, ``x`` is not finite, a norm is unknown, or computing it is NP-hard: ∞→1,
-            ∞→2 and 2→1, unless f has a single input or a single output.
+        ValueError: If the model is random or hides its gradient, ``x`` is not finite, a norm is unknown, or computing
+            it is NP-hard: ∞→1, ∞→2 and 2→1, unless f has a single input or a single output.
         RuntimeError: If a layer has no forward-mode derivative (2→2 only).
 
     References:
@@ -149,7 +150,7 @@ def operator_norm(
     units = check_normalization(normalization)
     with fixed_function(f, eager=True, units=units) as fixed, torch.no_grad():
         x = in_raw_units(_at_least_single(x), units)
-        _refuse_random(f, fixed, x)
+        _look_at(f, fixed, x, exact=True)
         return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
 
 
@@ -324,7 +325,7 @@ def _largest_quotient(
 
     best, best_q = pairs, x.new_zeros(len(x))
     with fixed() as f:
-        _refuse_random(model, f, x)
+        _look_at(model, f, x)
         with torch.no_grad():
             fx = None if resolution.limit else f(pairs.x)
         q = PairQuotient(f, input_norm, output_norm, resolution, fx)
@@ -366,11 +367,15 @@ def _less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
     return q.of(((at_x_prime - at_x).abs() - error).clamp_min(0), pairs).amax()
 
 
-def _refuse_random(model: Callable[..., Any], f: FixedFunction, x: Tensor) -> None:
-    """Raise ValueError where two forwards at the same points differ."""
-    error = Inspector().look(model, f, x[:ROWS]).error
-    if error is not None:
-        raise ValueError(error)
+def _look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: bool = False) -> None:
+    """Raise ValueError where two forwards at the same points differ, ``exact`` also without a gradient; warn else."""
+    seen = Inspector().look(model, f, x[:ROWS])
+    if seen.error is not None:
+        raise ValueError(seen.error)
+    if exact and seen.blind:
+        raise ValueError(BLIND)
+    for caution in seen.cautions():
+        warnings.warn(caution, stacklevel=4)
 
 
 def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:

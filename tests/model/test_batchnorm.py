@@ -277,9 +277,22 @@ class Blend(nn.BatchNorm1d):
         return self.weight * (x - self.running_mean) / (self.running_var.sqrt() + self.eps) + self.bias
 
 
+class OfAnotherMake(nn.Module):
+    """No subclass of torch's."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, training=self.training)
+
+
 @pytest.mark.parametrize("method", ["max", "tv"])
 @pytest.mark.parametrize("radius", [0.1, 0.0])
-@pytest.mark.parametrize("norm", [OnePlusWeight, WithSlope, Ghost, Blend])
+@pytest.mark.parametrize("norm", [OnePlusWeight, WithSlope, Ghost, Blend, OfAnotherMake])
 def test_subclasses_with_a_formula_of_their_own_are_held_and_told(norm, radius, method):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), norm(8), nn.Tanh(), nn.Linear(8, 3)).double().train()
@@ -305,3 +318,11 @@ def test_a_dead_channel_without_epsilon_leaves_a_finite_gradient():
         net[0].bias[2] = -100.0
     penalty_of("tv")(net, x).backward()
     assert gradients(net).isfinite().all()
+
+
+def test_a_frozen_norm_of_another_make_is_no_norm_in_train_mode():
+    ops = pytest.importorskip("torchvision.ops")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), ops.FrozenBatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
+    x, penalty = torch.randn(8, 3, 8, 8), penalty_of("tv")
+    penalty(net, x, net(x))  # a warning would be an error
+    assert penalty.reuses_outputs is True

@@ -209,7 +209,7 @@ def test_a_model_is_looked_at_once():
         ran.items.clear()
         penalty(lambda z: net(z), x)  # made anew in each step
         counts.append(len(ran))
-    assert counts == [5, 3, 3]
+    assert counts == [7, 3, 3]
 
 
 def test_another_model_in_the_same_lambda_is_looked_at_too():
@@ -353,7 +353,78 @@ def test_a_model_that_needs_another_dtype_is_told():
         penalty_of("tv")(net, torch.randn(8, 6))
 
 
-def test_a_norm_without_statistics_is_told():
-    net = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Tanh())
-    with pytest.warns(UserWarning, match="depends on the other rows"):
-        penalty_of("tv")(net, torch.randn(8, 6))
+class ByTheBatch(nn.Module):
+    def __init__(self, of_other_rows):
+        super().__init__()
+        self.first, self.of_other_rows, self.last = nn.Linear(6, 5), of_other_rows, nn.Linear(5, 3)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(torch.tanh(self.of_other_rows(h)))
+
+
+COUPLED = {
+    "BatchNorm without statistics": nn.BatchNorm1d(5, track_running_stats=False),
+    "the function, in training always": lambda h: F.batch_norm(h, None, None, training=True),
+    "another make": lambda h: (h - h.mean(0)) / h.std(0),
+    "attention over the batch": lambda h: (h @ h.T).softmax(1) @ h,
+    "the size of the batch's values": lambda h: h / h.norm(),
+}
+
+
+@pytest.mark.parametrize("method", ["tv", "max"])
+@pytest.mark.parametrize("of_other_rows", COUPLED.values(), ids=COUPLED)
+def test_rows_that_depend_on_others_are_told(of_other_rows, method):
+    net, x, penalty = ByTheBatch(of_other_rows), torch.randn(8, 6), penalty_of(method)
+    with pytest.warns(UserWarning, match="depend on the other rows"):
+        penalty(net, x)
+    penalty(net, x)  # told once; a second warning would be an error
+    with pytest.warns(UserWarning, match="depend on the other rows"):
+        operator_norm(net, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_their_own_are_not_told(dtype):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+    penalty_of("tv", radius=4.0)(net.to(dtype), torch.randn(9, 3, 8, 8))
+
+
+class Hiding(nn.Module):
+    def __init__(self, hide):
+        super().__init__()
+        self.hide, self.body, self.head = hide, nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.hide(self.body, x).tanh())
+
+
+def under_no_grad(body, x):
+    with torch.no_grad():
+        return body(x)
+
+
+HIDDEN = {
+    "no_grad": under_no_grad,
+    "detach": lambda body, x: body(x).detach(),
+    "the input": lambda body, x: body(x.data),
+    "rounded": lambda body, x: body((8 * x).round() / 8),
+}
+
+
+@pytest.mark.parametrize("method", ["tv", "max"])
+@pytest.mark.parametrize("hide", HIDDEN.values(), ids=HIDDEN)
+def test_an_input_that_gets_no_gradient_is_told(hide, method):
+    net, x, penalty = Hiding(hide), torch.randn(8, 6), penalty_of(method)
+    with pytest.warns(UserWarning, match="gradient of argument `model` to its input is zero"):
+        penalty(net, x)
+    penalty(net, x)
+    with pytest.raises(ValueError, match="requires_grad_"):
+        operator_norm(net, x)
+
+
+def test_a_network_that_is_constant_or_normalised_is_not_told_of_its_gradient():
+    x = torch.randn(8, 6)
+    last = nn.Linear(6, 3)
+    nn.init.zeros_(last.weight)
+    for net in (nn.Sequential(nn.Linear(6, 6), last), Noisy(F.normalize), Noisy(lambda h: h.softmax(1))):
+        penalty_of("tv")(net, x)

@@ -120,12 +120,14 @@ class Step:
         )
 
     def _inspect(self, model: Callable[..., Any], points: Tensor, side: SideRows, rest: Mapping[str, Any]) -> Seen:
-        """Look at a model before its first call: two forwards, or three."""
+        """Look at a model before its first call: some forwards, and a backward."""
         with self._fixed(model, rest, len(points), None) as f:
             some = points if len(points) else points.new_zeros(1, *points.shape[1:])
             seen = self.looks.inspector.look(model, f.given(side), some)
             if not self.settings.aligned:
                 self.looks.inspector.look_at_another_number(f.given(side), some)
+        for caution in seen.cautions():
+            self.state.warn_once(caution)
         return seen
 
     def _quotient(self, f: FixedFunction, region: Region) -> PairQuotient:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torchlipreg.model.batchnorm import can_follow, channel_moments, depends_on_batch, fold, tracks_batches
+from torchlipreg.model.batchnorm import can_follow, channel_moments, fold, tracks_batches
 
 Buffers = dict[str, Tensor | None]
 Moments = tuple[Tensor, Tensor]
@@ -36,7 +36,6 @@ class Following:
         self._under_fsdp = bool(tracking) and sharded
         self.norms = [] if sharded else [m for m in tracking if can_follow(m)]
         self._held = {type(m).__name__ for m in tracking if m not in self.norms and not sharded}
-        self._batched = {type(m).__name__ for m in modules if depends_on_batch(m)}
         self.repeated = False
         self._folded: dict[nn.Module, Folded] = {}
         self._refolded: dict[nn.Module, Moments] = {}
@@ -112,12 +111,6 @@ class Following:
             found.append(
                 f"{which}: its statistics are held constant, and the penalty may drive activations away from them. "
                 "Use DDP and torch's own BatchNorm, another norm, or this one in eval mode."
-            )
-        if self._batched:
-            found.append(
-                f"{_names(self._batched)} without running statistics normalises over the batch in evaluation too: f(x) "
-                "depends on the other rows, and a quotient is not that of a function of one point. Use running "
-                "statistics, or another norm."
             )
         return found
 

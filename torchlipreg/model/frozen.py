@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -65,6 +65,7 @@ class FrozenState:
         self._thread = threading.get_ident()
         self._plain: list[tuple[dict[str, Any], str, Tensor]] = []
         self._large: list[tuple[nn.Module, str]] = []
+        self._clones: dict[int, Tensor] = {}  # one for each buffer, which several modules may have
         # Eval-mode BatchNorm keeps its running statistics for backward by reference: a later train-mode forward
         # would overwrite them, without an error, and the penalty's gradient would be wrong.
         self.buffers = {m: self._private(m) for m in modules if m._buffers}
@@ -127,10 +128,10 @@ class FrozenState:
         """Put copies of the frozen buffers and plain tensors in place, which forwards may write."""
         for values, name, value in self._plain:
             values[name] = value.clone()
+        copies: dict[int, Tensor] = {}
         for m in self.buffers:
-            m.__dict__["_buffers"] = {
-                name: None if b is None else b.clone() for name, b in self.norms.frozen_buffers(m)
-            }
+            of_module = self.norms.frozen_buffers(m)
+            m.__dict__["_buffers"] = {name: None if b is None else _once(copies, b, b.clone) for name, b in of_module}
 
     def left_something(self) -> bool:
         """Say whether forwards have changed attributes, buffers or what hooks collect."""
@@ -162,7 +163,7 @@ class FrozenState:
         if "attention_bias_cache" in values:  # of timm's LeViT and others, filled in eval mode: would keep a graph
             values["attention_bias_cache"] = {}
         if not self.eager and "gradient_checkpointing" in values and _recomputes(m):
-            values["forward"] = _checkpointed(m, values.get("forward", functools.partial(type(m).forward, m)))
+            values["forward"] = _checkpointed(m, values.get("forward", partial(type(m).forward, m)))
         for name, value in extras:
             if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
                 self._plain.append((values, name, value))  # which a forward may write in place
@@ -174,7 +175,10 @@ class FrozenState:
 
     def _private(self, m: nn.Module) -> dict[str, Tensor | None]:
         """Return clones of a module's buffers; of large ones only where somebody writes them."""
-        buffers = {name: None if b is None else self._clone_if_written(m, name, b) for name, b in m._buffers.items()}
+        buffers = {
+            name: None if b is None else _once(self._clones, b, partial(self._clone_if_written, m, name, b))
+            for name, b in m._buffers.items()
+        }
         return {name: _double(b) for name, b in buffers.items()} if self._double else buffers
 
     def _clone_if_written(self, m: nn.Module, name: str, b: Tensor) -> Tensor:
@@ -196,6 +200,13 @@ class FrozenState:
                 continue
             written = private._version > 0 if private is not b else b._version != versions[name]
             versions[name] = WRITTEN if written else b._version
+
+
+def _once(made: dict[int, Tensor], of: Tensor, make: Callable[[], Tensor]) -> Tensor:
+    """Return what was made of a tensor before, or make it."""
+    if (known := made.get(id(of))) is None:
+        known = made[id(of)] = make()
+    return known
 
 
 def _is_on_cudnn(m: nn.Module) -> bool:
@@ -225,6 +236,6 @@ def _checkpointed(m: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return m._gradient_checkpointing_func(functools.partial(forward, **kwargs), *args)
+        return m._gradient_checkpointing_func(partial(forward, **kwargs), *args)
 
     return checkpointed

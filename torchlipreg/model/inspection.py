@@ -1,4 +1,4 @@
-"""Inspection: what a forward shows of a model that its modules do not: randomness, half precision, traces."""
+"""Inspection: what forwards show of a model that its modules do not: randomness, half precision, traces, coupled rows."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torchlipreg.model.reuse import AGAIN, TOLERANCE
 from torchlipreg.model.search import find_modules
 
 HALF = (torch.float16, torch.bfloat16)
+COUPLING = 1e-3  # relative to the largest output: other rows move a row by more, rounding does not (half: 32 times)
 
 
 class Seen(NamedTuple):
@@ -32,6 +33,8 @@ class Seen(NamedTuple):
         draws: The forward draws random numbers of torch's, whether or not its values show it.
         error: What to tell: two forwards at the same points gave different values. No exception, whose traceback would
             keep the model alive.
+        coupled: A row's values depend on the other rows.
+        blind: The gradient to the input is zero, though the outputs differ from point to point.
     """
 
     dtype: torch.dtype | None
@@ -39,6 +42,23 @@ class Seen(NamedTuple):
     moves: bool
     draws: bool
     error: str | None
+    coupled: bool
+    blind: bool
+
+    def cautions(self) -> list[str]:
+        """Return what the user should know of such a model."""
+        return [text for text, holds in ((COUPLED_ROWS, self.coupled), (BLIND, self.blind)) if holds]
+
+
+COUPLED_ROWS = (
+    "The values of argument `model` at a point depend on the other rows of the batch, as with BatchNorm without running "
+    "statistics: a quotient is not that of a function of one point. Use running statistics, or another norm."
+)
+BLIND = (
+    "The gradient of argument `model` to its input is zero, though its outputs differ: a part of it runs under "
+    "no_grad(), is detached or rounds. Points cannot move uphill, and only random directions are seen. Freeze parts by "
+    "requires_grad_(False) instead."
+)
 
 
 class Inspector:
@@ -55,7 +75,10 @@ class Inspector:
         return None if any(root() is None for root in roots) else seen  # another may have got a dead one's id
 
     def look(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> Seen:
-        """Look at a model: two forwards, a third if it carries something on, whose values are waited for.
+        """Look at a model: three forwards and a backward to its input, whose values are waited for.
+
+        One forward more if it carries something on. Where FSDP shards it there is no backward: a rank whose rows are
+        all the same would have none, while the others wait.
 
         Args:
             model: As the user gave it.
@@ -78,8 +101,10 @@ class Inspector:
             moves = carries and (f.is_sharded or not torch.equal(y, f(x).detach()))
             f.carry(carries)
             again = f(x).detach()
-            error = None if _equal(y, again) else _random(observer.drawn, y, again)
-        seen = Seen(observer.dtype, carries, moves, draws, error)
+            error = None if _close(y, again, TOLERANCE) else _random(observer.drawn, y, again)
+            coupled = _is_coupled(f, x, y, COUPLING if observer.dtype is None else 32 * COUPLING) and error is None
+            blind = error is None and not f.is_sharded and _is_blind(f, x, y)
+        seen = Seen(observer.dtype, carries, moves, draws, error, coupled, blind)
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
         self._seen[_identity(model)] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen
@@ -153,10 +178,30 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-def _equal(y: Tensor, again: Tensor) -> bool:
+def _close(y: Tensor, again: Tensor, tolerance: float) -> bool:
     return y.shape == again.shape and bool(
-        torch.isclose(y, again, rtol=0, atol=TOLERANCE * float(y.abs().nan_to_num().amax()), equal_nan=True).all()
+        torch.isclose(y, again, rtol=0, atol=tolerance * float(y.abs().nan_to_num().amax()), equal_nan=True).all()
     )
+
+
+def _is_coupled(f: FixedFunction, x: Tensor, y: Tensor, tolerance: float) -> bool:
+    """Say whether a row's values change with other rows: the first half stays, copies of one point fill the rest."""
+    half = (len(x) + 1) // 2
+    moved = f(torch.cat([x[:half], x[:1].expand(len(x) - half, *x.shape[1:])])).detach()
+    return moved.shape == y.shape and not _close(y[:half], moved[:half], tolerance)
+
+
+def _is_blind(f: FixedFunction, x: Tensor, y: Tensor) -> bool:
+    """Say whether no gradient comes to x, though y differs from row to row."""
+    if torch.is_inference_mode_enabled() or not (y != y[:1]).any():
+        return False
+    with torch.enable_grad():
+        z = x.detach().requires_grad_()
+        value = f(z)
+        if not value.requires_grad:  # told where the ascent misses it
+            return False
+        (slope,) = torch.autograd.grad(value, z, torch.randn_like(value), materialize_grads=True)
+    return not slope.any()
 
 
 def _random(drawn: str | None, y: Tensor | None, again: Tensor | None) -> str:

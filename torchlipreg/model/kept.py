@@ -15,6 +15,7 @@ from torchlipreg.model.search import uses
 
 CONTAINERS = (list, dict, set, deque)
 LONG = 1000  # from there on a list is known by its length alone
+NESTED = 3  # containers inside of containers that are noted, too
 OWN = list(nn.Module().__dict__)  # which nearly all modules have first
 SIMPLE = frozenset((int, float, bool, str, bytes, tuple, type(None), torch.dtype, torch.device))  # cannot be written
 PRIVATE = ("torch.", "accelerate.", "deepspeed.", "torchlipreg.")  # whose hooks keep state of their own
@@ -67,8 +68,15 @@ class Kept:
                 self.note_function(hook)
         return extras
 
-    def _note_container(self, value: Any) -> None:
-        self._containers.append((value, len(value) if len(value) > LONG else value.copy()))
+    def _note_container(self, value: Any, depth: int = NESTED) -> None:
+        if len(value) > LONG:
+            self._containers.append((value, len(value)))
+            return
+        self._containers.append((value, value.copy()))
+        if depth:
+            for held in value.values() if isinstance(value, dict) else value:
+                if isinstance(held, CONTAINERS):
+                    self._note_container(held, depth - 1)
 
     def note_function(self, hook: Callable[..., Any]) -> None:
         """Note what a hook or a model that is a plain function, method or partial, can reach in two steps."""
