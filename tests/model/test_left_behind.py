@@ -12,8 +12,8 @@ from torch.func import functional_call
 from zoo import METHODS, gradients, mlp, penalty_of, same, traces
 
 from torchlipreg import lipschitz_lower_bound, operator_norm
+from torchlipreg.model.buffers import LARGE
 from torchlipreg.model.fixed import fixed_function
-from torchlipreg.model.frozen import LARGE
 
 SETTINGS = [*((method, {}) for method in METHODS), ("tv", {"radius": 0.0})]
 

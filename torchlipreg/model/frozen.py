@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
+from torchlipreg.model.buffers import LARGE, PrivateBuffers, once, widened
 from torchlipreg.model.following import Following
 from torchlipreg.model.kept import Kept
 from torchlipreg.model.modules import AsFound, as_found, hide, is_wrapper, submodules, unwrap
@@ -21,10 +21,6 @@ FLAGS = frozenset(
     ("training", "dropout", "forward", "_compiled_call_impl", "attention_bias_cache", "_buffers", "_parameters")
 )
 RNNS = (nn.RNN, nn.LSTM, nn.GRU)  # not subclasses, which may read the flag for a dropout of their own
-LARGE = 1 << 18  # numbers in a buffer, from which on a clone in each call would be felt
-FIRST, WRITTEN = -2, -1
-# Of large buffers: the version that was there at the last call, or that somebody writes them.
-_VERSIONS: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
 
 class FrozenState:
@@ -64,11 +60,10 @@ class FrozenState:
         self._start: Kept | None = None
         self._thread = threading.get_ident()
         self._plain: list[tuple[dict[str, Any], str, Tensor]] = []
-        self._large: list[tuple[nn.Module, str]] = []
-        self._clones: dict[int, Tensor] = {}  # one for each buffer, which several modules may have
+        self._private = PrivateBuffers(double=double)
         # Eval-mode BatchNorm keeps its running statistics for backward by reference: a later train-mode forward
         # would overwrite them, without an error, and the penalty's gradient would be wrong.
-        self.buffers = {m: self._private(m) for m in modules if m._buffers}
+        self.buffers = {m: self._private.of(m) for m in modules if m._buffers}
         self.norms = Following(self.buffers, modules, sharded=self.is_sharded)
 
     @contextlib.contextmanager
@@ -92,7 +87,7 @@ class FrozenState:
                 raise
             finally:
                 self.norms.unhook()
-                self._note_versions()
+                self._private.note_versions(self.buffers)
                 self._kept, self._start = outside
 
     def settle(self) -> None:
@@ -114,7 +109,7 @@ class FrozenState:
                 self.modules.append(part)
                 self.found = self.found.with_module(part)
                 if part._buffers:
-                    self.buffers[part] = self._private(part)
+                    self.buffers[part] = self._private.of(part)
                 self.norms.hold(part)
                 self._freeze(part)
 
@@ -131,7 +126,7 @@ class FrozenState:
         copies: dict[int, Tensor] = {}
         for m in self.buffers:
             of_module = self.norms.frozen_buffers(m)
-            m.__dict__["_buffers"] = {name: None if b is None else _once(copies, b, b.clone) for name, b in of_module}
+            m.__dict__["_buffers"] = {name: None if b is None else once(copies, b, b.clone) for name, b in of_module}
 
     def left_something(self) -> bool:
         """Say whether forwards have changed attributes, buffers or what hooks collect."""
@@ -173,41 +168,6 @@ class FrozenState:
         if self._double:
             _widen(values)
 
-    def _private(self, m: nn.Module) -> dict[str, Tensor | None]:
-        """Return clones of a module's buffers; of large ones only where somebody writes them."""
-        buffers = {
-            name: None if b is None else _once(self._clones, b, partial(self._clone_if_written, m, name, b))
-            for name, b in m._buffers.items()
-        }
-        return {name: _double(b) for name, b in buffers.items()} if self._double else buffers
-
-    def _clone_if_written(self, m: nn.Module, name: str, b: Tensor) -> Tensor:
-        if name == "observer_enabled":  # of fake quantisation, which would fit its range to each batch in eval mode too
-            return torch.zeros_like(b)
-        if b.numel() < LARGE or b.is_inference():
-            return b.detach().clone()
-        self._large.append((m, name))
-        versions = _VERSIONS.setdefault(m, {})
-        before = versions.setdefault(name, b._version if name in versions else FIRST)
-        if before not in (FIRST, b._version):
-            versions[name] = WRITTEN
-        return b if versions[name] == b._version else b.detach().clone()
-
-    def _note_versions(self) -> None:
-        for m, name in self._large:
-            b, private, versions = m._buffers.get(name), self.buffers[m].get(name), _VERSIONS[m]
-            if b is None or private is None or versions[name] == WRITTEN:
-                continue
-            written = private._version > 0 if private is not b else b._version != versions[name]
-            versions[name] = WRITTEN if written else b._version
-
-
-def _once(made: dict[int, Tensor], of: Tensor, make: Callable[[], Tensor]) -> Tensor:
-    """Return what was made of a tensor before, or make it."""
-    if (known := made.get(id(of))) is None:
-        known = made[id(of)] = make()
-    return known
-
 
 def _is_on_cudnn(m: nn.Module) -> bool:
     return any(p is not None and p.is_cuda for p in m._parameters.values())
@@ -215,16 +175,12 @@ def _is_on_cudnn(m: nn.Module) -> bool:
 
 def _widen(values: dict[str, Any]) -> None:
     """Put float64 copies in the place of a module's parameters and plain tensors."""
-    values["_parameters"] = {name: _double(p) for name, p in values["_parameters"].items()}
+    values["_parameters"] = {name: widened(p) for name, p in values["_parameters"].items()}
     for name, value in values.items():
         if type(value) is Tensor:
-            values[name] = _double(value)
+            values[name] = widened(value)
     if "_flat_weights_names" in values:  # of torch's RNNs, which hold their parameters twice
         values["_flat_weights"] = [values["_parameters"].get(name) for name in values["_flat_weights_names"]]
-
-
-def _double(value: Tensor | None) -> Any:
-    return value if value is None or not value.is_floating_point() else value.detach().double()
 
 
 def _recomputes(m: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Inspection: what forwards show of a model that its modules do not: randomness, half precision, traces, coupled rows."""
+"""Inspection: what forwards show of a model that its modules do not: randomness, precision, traces, coupled rows."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Seen(NamedTuple):
 
 
 COUPLED_ROWS = (
-    "The values of argument `model` at a point depend on the other rows of the batch, as with BatchNorm without running "
-    "statistics: a quotient is not that of a function of one point. Use running statistics, or another norm."
+    "The values of argument `model` at a point depend on the other rows of the batch, as with BatchNorm without "
+    "running statistics: a quotient is not that of a function of one point. Use running statistics, or another norm."
 )
 BLIND = (
     "The gradient of argument `model` to its input is zero, though its outputs differ: a part of it runs under "
