@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -191,13 +192,16 @@ def test_the_learning_rate_makes_one_cycle():
     assert len(rates) == 2 * training.epochs
 
 
+QUICK = ["--quick", "--networks", "conv", "--recipes", "plain,tv-quarter"]
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """A quick run, and the same again: where, results, when the models were written, what the second one said."""
     from examples.experiments.cifar.__main__ import main
 
     out = tmp_path_factory.mktemp("cifar")
-    arguments = ["--quick", "--networks", "conv", "--recipes", "plain,tv-quarter", "--measures", "curves,corruptions"]
+    arguments = [*QUICK, "--measures", "curves,corruptions"]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         results = main([*arguments, "--out", str(out)])
         written = {path: path.stat().st_mtime_ns for path in out.glob("conv-*")}
@@ -228,6 +232,24 @@ def test_a_record_says_what_made_it(quick):
     assert record["made"]["command"].startswith("python -m examples.experiments.cifar --quick")
     assert {"torch", "torchlipreg", "python"} <= record["made"]["versions"].keys()
     assert str(out) not in json.dumps(record)
+
+
+def test_a_collection_keeps_what_was_collected_before(quick, tmp_path):
+    from examples.experiments.cifar.__main__ import main
+
+    out, results, *_ = quick
+    collected = tmp_path / "results"
+    shutil.copytree(out / "results", collected)
+    arguments = [*QUICK, "--collect", "--out", str(tmp_path / "without records"), "--results", str(collected)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        kept = main(arguments)
+    assert kept.rows == results.rows
+    assert kept.meta["recipes"] == results.meta["recipes"]
+    about = json.loads((collected / "cifar_robustness.json").read_text(encoding="utf-8"))
+    about["recipes"]["conv"]["tv-quarter"]["epochs"] += 1  # as if today's recipe were another one
+    (collected / "cifar_robustness.json").write_text(json.dumps(about), encoding="utf-8")
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert [row["recipe"] for row in main(arguments).rows] == ["plain"]
 
 
 @on_gpu

@@ -12,7 +12,7 @@ import torch
 
 from examples.experiments.common.files import write_json
 from examples.experiments.common.pages import contents_of, filled
-from examples.experiments.common.results import PUBLISHED, collect, read, read_times, save, times_path
+from examples.experiments.common.results import PUBLISHED, collect, read, read_times, save, times_path, with_earlier
 from examples.experiments.common.sweep import Job, sweep
 from examples.experiments.common.tables import print_tables
 from examples.experiments.common.timing import relative_step_times
@@ -120,7 +120,10 @@ def main(experiment, module, arguments=None):
                 sweep(all_jobs(experiment, options, measures), options.workers)
         take_times(experiment, options)
     jobs = all_jobs(experiment, options, ())
-    save(collect(jobs, options.out, options.command), options.results, name)
+    found = collect(jobs, options.out, options.command)
+    if (options.results / f"{name}.json").exists():  # with rows that are no longer among the records, or never were
+        found = with_earlier(found, read(options.results, name), jobs)
+    save(found, options.results, name)
     results = read(options.results, name)
     for network in results.networks():
         print_tables(experiment.tables(results, network))

@@ -76,6 +76,30 @@ def collect(jobs, folder, command):
     return Results(rows, meta)
 
 
+def with_earlier(results, earlier, jobs):
+    """Add what an earlier collection holds of these jobs, as they are set now, and this one lacks."""
+    fresh, known = ({tuple(row[key] for key in KEYS): row for row in of.rows} for of in (results, earlier))
+    rows, recipes = [], {}
+    for job in jobs:
+        key, described = (job.network, job.name, job.seed), _described(earlier, job)
+        if key in fresh:
+            rows.append(fresh[key])
+            described |= _described(results, job)
+        elif key in known and described:
+            rows.append(known[key])
+        else:
+            continue
+        recipes.setdefault(job.network, {}).setdefault(job.name, described)
+    return Results(rows, results.meta | {"recipes": recipes})
+
+
+def _described(results, job):
+    """What is known of a job's recipe, nothing where that was set in another way."""
+    described = results.meta["recipes"].get(job.network, {}).get(job.name, {})
+    settings = {name: value for name, value in described.items() if name not in ("label", "step time")}
+    return dict(described) if settings == json.loads(json.dumps(job.settings())) else {}
+
+
 def read_times(folder, network):
     """Step times by recipe, as timing.py takes them, with the settings that they belong to."""
     path = times_path(folder, network)
