@@ -115,6 +115,29 @@ def test_a_compiled_model_stays_frozen_and_unchanged():
     assert all(m.training for m in net.modules())
 
 
+class Unregistered(nn.Module):
+    """A norm in a plain list, which no walk over modules finds."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norms, self.last = nn.Linear(6, 8), [nn.BatchNorm1d(8)], nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.norms[0](self.first(x)).tanh())
+
+
+def test_modules_that_a_compiled_model_hides_are_found_before_the_first_call():
+    eager, x = Unregistered(), torch.randn(8, 6)
+    net = copy.deepcopy(eager)
+    model, penalty, wanted = torch.compile(net, backend="eager"), penalty_of("tv"), penalty_of("tv")
+    for _ in range(2):
+        with torch.no_grad():  # the statistics move
+            assert same(model(x), eager(x))
+        before = copy.deepcopy(net.norms[0].state_dict())
+        torch.testing.assert_close(penalty(model, x), wanted(eager, x), rtol=1e-5, atol=0)
+        assert same(dict(net.norms[0].state_dict()), dict(before))
+
+
 def test_a_warning_of_torch_itself_is_all_that_pyproject_ignores():
     model, x = torch.compile(nn.Linear(6, 3), backend="eager"), torch.randn(4, 6, requires_grad=True)
     with warnings.catch_warnings(record=True) as told:

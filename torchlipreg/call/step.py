@@ -114,7 +114,6 @@ class Step:
             batch_size=count,
             eager=eager,
             carries=seen is not None and seen.carries,
-            meet=seen is None,
             noise_seed=self.rng.initial_seed() if same or (seen is not None and seen.draws) else None,
             apart=same,
         )

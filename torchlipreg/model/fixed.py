@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
-from torchlipreg.model.function import FixedFunction, registered
+from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, unwrap
 from torchlipreg.model.parallelism import check_forward_mode
 from torchlipreg.model.recomputation import recomputing_under
@@ -32,7 +31,6 @@ def fixed_function(
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
     carries: bool = True,
-    meet: bool = True,
     noise_seed: int | None = None,
     apart: bool = False,
     double: bool = False,
@@ -56,7 +54,6 @@ def fixed_function(
         noise_seed: Seed of the random numbers that each forward draws, the same for all; None if it draws none.
         apart: Points that are to meet the same random numbers have to be seen in forwards of their own.
         double: Compute in float64, without gradients to the parameters, of which it makes copies.
-        meet: Also freeze modules that run, but were not found; for functions that is always done.
 
     Raises:
         TypeError: If the model is not callable, or scripted.
@@ -93,8 +90,8 @@ def fixed_function(
         if eager:
             stack.enter_context(forward_mode_kernels.held())
         stack.enter_context(state.applied())
-        if (meet or not isinstance(core, nn.Module)) and not is_compiled:
-            stack.enter_context(registered(register_module_forward_pre_hook, state.meet))
+        if not isinstance(core, nn.Module):  # others are met when they are looked at first
+            stack.enter_context(state.meeting())
         dtype = torch.float64 if double else parameter_dtype(modules)
         yield FixedFunction(core, output, dtype, state, units, kwargs or {}, batch_size, noise_seed, apart=apart)
 

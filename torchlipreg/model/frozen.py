@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from torchlipreg.model.buffers import LARGE, PrivateBuffers, once, widened
 from torchlipreg.model.following import Following
 from torchlipreg.model.kept import Kept
-from torchlipreg.model.modules import AsFound, as_found, hide, is_wrapper, submodules, unwrap
+from torchlipreg.model.modules import AsFound, as_found, compiled_module, hide, is_wrapper, submodules, unwrap
 from torchlipreg.model.parallelism import is_sharded
 
 FLAGS = frozenset(
@@ -98,8 +100,13 @@ class FrozenState:
         if self.carries:
             self.note_start()
 
-    def meet(self, m: nn.Module, args: Any) -> None:
-        """Serve as a forward pre-hook of all modules: take in one that runs, but was not found."""
+    def meeting(self) -> contextlib.AbstractContextManager[None]:
+        """Take in modules that run, but were not found, for the length of the context: in eager forwards only."""
+        if any(compiled_module(m) for m in self.modules if m is not self._core):  # torch warns of global hooks there
+            return contextlib.nullcontext()
+        return registered(register_module_forward_pre_hook, self._meet)
+
+    def _meet(self, m: nn.Module, args: Any) -> None:
         if m in self._known or threading.get_ident() != self._thread:
             return
         hide(self._core, m)
@@ -195,3 +202,15 @@ def _checkpointed(m: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
         return m._gradient_checkpointing_func(partial(forward, **kwargs), *args)
 
     return checkpointed
+
+
+@contextlib.contextmanager
+def registered(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **how: bool) -> Iterator[None]:
+    """Register a hook for the length of the context."""
+    handle = None
+    try:
+        handle = register(hook, **how)
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()

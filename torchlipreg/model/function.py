@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from torchlipreg.geometry.units import Units
-from torchlipreg.model.frozen import FrozenState
+from torchlipreg.model.frozen import FrozenState, registered
 from torchlipreg.model.modules import AsFound, compiled_module
 from torchlipreg.model.side import SideRows, fit_rows
 from torchlipreg.model.switches import checkpoint_hook, force_eager
@@ -172,6 +171,16 @@ class FixedFunction:
         state.settle()
         return None if state.norms.repeated else fx
 
+    def uncompiled(self) -> FixedFunction:
+        """Return the same function of the module inside the wrapper of ``torch.compile``, if there is one."""
+        twin = copy.copy(self)
+        twin._core = compiled_module(self._core) or self._core
+        return twin
+
+    def meeting(self) -> contextlib.AbstractContextManager[None]:
+        """Take in modules that run, but were not found, in eager forwards of an uncompiled function."""
+        return self._state.meeting()
+
     @staticmethod
     def eagerly() -> contextlib.AbstractContextManager[None]:
         """Step around ``torch.compile``: graphs of their own for some seldom forwards would be a waste."""
@@ -198,15 +207,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         if device.type != "cpu":
             torch.get_device_module(device).manual_seed(seed)
         yield
-
-
-@contextlib.contextmanager
-def registered(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **how: bool) -> Iterator[None]:
-    """Register a hook for the length of the context."""
-    handle = None
-    try:
-        handle = register(hook, **how)
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()

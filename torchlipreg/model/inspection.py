@@ -88,8 +88,8 @@ class Inspector:
         Returns:
             What was seen, kept for ``known``.
         """
-        x = x.nan_to_num(0.0, 0.0, 0.0)
-        with f.eagerly(), forked(x.device):
+        f, x = f.uncompiled(), x.nan_to_num(0.0, 0.0, 0.0)
+        with f.eagerly(), f.meeting(), forked(x.device):
             f.watch_traces()
             observer, before = _Observer(), _rng_state(x)
             if f.is_sharded:
