@@ -28,6 +28,9 @@ LAUNCH = ["-m", "torchlipreg.integrations.timm"]
 RAW = ["--lip-normalization", "0", "1"]
 STRONG = ["--lip-method", "max", "--lip-weight", "10", "--lip-num-pairs", "4"]
 TIMEOUT = 150  # seconds; a run takes about ten
+# A thread of gloo that lets go of a tensor while Python shuts down (pytorch/pytorch#190489): once in hundreds of runs
+# on a busy machine, after all work is done. Worth a second run, which writes the same files.
+ABORTED_AT_EXIT = "terminate called without an active exception"
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm's ImageFolder leaves them open
 
 
@@ -69,7 +72,10 @@ def plain(monkeypatch):
 def torchrun(*command):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(run, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
+    for _ in range(2):
+        process = subprocess.run(run, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
+        if process.returncode == 0 or ABORTED_AT_EXIT not in process.stderr:
+            break
     assert process.returncode == 0, process.stderr[-3000:]
     return process.stderr
 
