@@ -178,3 +178,13 @@ def test_a_state_of_another_normalisation_is_refused():
     with pytest.raises(ValueError, match="normalization"):
         LipschitzPenalty().load_state_dict(state)
     LipschitzPenalty(normalization=(MEAN, STD)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("normalization", [(0, 1), (0.0, 1.0), ([0.0], [1.0])])
+def test_the_normalisation_of_raw_images_costs_nothing(normalization):
+    settings = LipschitzPenalty(normalization=normalization).settings
+    assert settings.units is None
+    assert LipschitzPenalty(**settings.arguments()).settings.normalization == ((0.0,), (1.0,))
+    net, z = net_and_images(torch.float32)
+    values = [LipschitzPenalty(normalization=n)(net, z).item() for n in (normalization, None, ([0.0] * 3, [1.0] * 3))]
+    assert values[0] == values[1] == values[2] > 0

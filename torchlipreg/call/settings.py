@@ -21,7 +21,7 @@ from torchlipreg.checks import (
     check_number,
     in_raw_units,
 )
-from torchlipreg.geometry.units import Units
+from torchlipreg.geometry.units import RAW, Units
 
 Method = Literal["max", "sum", "tv", "ptv"]
 Ascent = Literal["power", "sgd", "nesterov", "adam"]
@@ -111,8 +111,8 @@ class Settings:
 
     @cached_property
     def units(self) -> Units | None:
-        """The loop's normalisation, None where inputs are raw."""
-        return None if self.normalization is None else Units(*self.normalization)
+        """The loop's normalisation, None where inputs are raw, as (0, 1) says, too."""
+        return None if self.normalization in (None, RAW) else Units(*self.normalization)
 
     def raw(self, x: Tensor) -> Tensor:
         """Return a batch in raw units, at least float32, without a graph."""

@@ -32,6 +32,9 @@ class Units(NamedTuple):
         return _channels(self.std, x.dim(), x.dtype, x.device)
 
 
+RAW = Units((0.0,), (1.0,))  # of images in [0, 1], whose map would be two passes over each batch for nothing
+
+
 @functools.lru_cache(maxsize=64)  # else each call would copy from the host and wait for the device
 def _channels(values: tuple[float, ...], dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     shape = (1, -1, *[1] * (dim - 2)) if len(values) > 1 else [1] * dim
