@@ -54,6 +54,17 @@ def test_virtual_adversarial_training_finds_the_worst_direction():
     assert found.item() == pytest.approx((epsilon**2 / 2 * largest).mean().item(), rel=0.03)
 
 
+def test_imbalance_is_least_where_all_classes_are_predicted_equally_often():
+    from examples.experiments.labels.ways import imbalance
+
+    decided = 20.0 * torch.eye(5, dtype=torch.float64)
+    assert imbalance(decided).item() == pytest.approx(-math.log(5))
+    assert imbalance(decided[[0, 0, 1, 1, 1]]).item() == pytest.approx(
+        0.4 * math.log(0.4) + 0.6 * math.log(0.6), abs=1e-6
+    )
+    assert imbalance(decided[:1].expand(5, -1)).item() == pytest.approx(0.0, abs=1e-6)
+
+
 def test_mixup_is_linear_in_its_labels():
     from examples.experiments.labels.ways import mixup
 

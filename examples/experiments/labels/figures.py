@@ -15,7 +15,10 @@ STYLES = {  # Okabe and Ito's colours; ours are drawn broad
     "mixup": ("#000000", "X", "--"),
     "Jacobian penalty": ("#D55E00", "v", "--"),
     "early stopping": ("#999999", "*", ":"),
+    "noise and Jacobian": ("#D55E00", "v", ":"),
+    "noise and smoothing": ("#CC79A7", "P", ":"),
     "tv ℓ∞, ε .1": ("#009E73", "o", "-"),
+    "tv ℓ∞, ε .2": ("#F0E442", "o", "-"),
     "tv ℓ2, ε 1": ("#0072B2", "o", "-"),
 }
 

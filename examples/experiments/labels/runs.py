@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from examples.experiments.labels.ways import ALL, adversarial_smoothness, entropy
+from examples.experiments.labels.ways import ALL, adversarial_smoothness, entropy, imbalance
 from examples.experiments.mnist.data import load
 from torchlipreg import LipschitzPenalty
 
@@ -40,7 +40,7 @@ class Run:
 
     @property
     def steps(self):
-        return 60 if self.quick else STEPS
+        return 60 if self.quick else ALL[self.way].steps or STEPS
 
     def make(self):
         torch.set_num_threads(1)
@@ -119,6 +119,8 @@ def labelled_loss(way, net, x, y, penalty):
 def unlabelled_loss(way, net, x, penalty):
     outputs = net(x)
     loss = way.decided * entropy(outputs) if way.decided else outputs.new_zeros(())
+    if way.balanced:
+        loss = loss + way.balanced * imbalance(outputs)
     return loss + (adversarial_smoothness(net, x) if penalty is None else penalty(net, x, outputs))
 
 

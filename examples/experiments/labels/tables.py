@@ -25,8 +25,9 @@ def best(jobs, family, count, wrong):
 
 
 def table(jobs, number, counts, wrong=0.0):
-    """A row for each family, a column for each count; `number` is "accuracy" or "nll"."""
+    """A row for each family, a column for each count that was run; `number` is "accuracy" or "nll"."""
     families = dict.fromkeys(ALL[job.way].family for job in jobs)
+    counts = [count for count in counts if any(best(jobs, family, count, wrong) for family in families)]
     rows, seeds = [], 0
     for family in families:
         cells = []

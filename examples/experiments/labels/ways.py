@@ -24,6 +24,16 @@ def mixup(model, x, y, alpha):
     return share * F.cross_entropy(outputs, y) + (1 - share) * F.cross_entropy(outputs, y[others])
 
 
+def noise_and_jacobian(model, x, y, sigma, weight):
+    """Two of the best rivals at once."""
+    return random_jacobian(model, x + sigma * torch.randn_like(x), y, weight)
+
+
+def noise_and_smoothing(model, x, y, sigma, smoothing):
+    """Two of the best rivals at once."""
+    return label_smoothing(model, x + sigma * torch.randn_like(x), y, smoothing)
+
+
 def adversarial_smoothness(model, x, epsilon=2.0, probe=1e-1, steps=1):
     """Miyato et al., arXiv:1704.03976: the divergence from f(x), a constant, at the worst point on the ε-sphere."""
     target = model(x).detach().log_softmax(1)
@@ -38,6 +48,12 @@ def adversarial_smoothness(model, x, epsilon=2.0, probe=1e-1, steps=1):
 def entropy(outputs):
     """Grandvalet and Bengio, 2004: unlabelled images are to be decided about."""
     return -(outputs.softmax(1) * outputs.log_softmax(1)).sum(1).mean()
+
+
+def imbalance(outputs):
+    """Hu et al., arXiv:1702.08720: less the entropy of the mean prediction, for classes that are equally frequent."""
+    mean = outputs.softmax(1).mean(0)
+    return (mean * mean.clamp_min(1e-12).log()).sum()
 
 
 def _divergence(outputs, log_target):
@@ -57,7 +73,7 @@ class Way:
         loss: (model, x, y, **arguments) -> loss of the labelled batch.
         penalty: Arguments of LipschitzPenalty, added on the labelled batch, or on the unlabelled one.
         unlabelled: None, "penalty", or "adversarial" (virtual adversarial training): what unlabelled batches are for.
-        warmup: Steps over which the unlabelled term grows to its weight.
+        warmup: Steps over which the unlabelled terms grow to their weight.
         early: Whether the best weights on the validation labels are kept.
     """
 
@@ -71,9 +87,13 @@ class Way:
     warmup: int = 0
     decided: float = 0.0  # weight of the entropy
     early: bool = False
+    balanced: float = 0.0  # weight of the imbalance
+    steps: int | None = None  # None: the experiment's
 
     def settings(self):
-        shown = {name: value for name, value in vars(self).items() if name != "family"}
+        shown = {name: value for name, value in vars(self).items() if name not in ("family", "steps")}
+        if not self.balanced:  # as in records from before there was such a term
+            del shown["balanced"]
         named = {name: getattr(value, "__name__", value) for name, value in shown.items()}
         if self.penalty is not None:
             named["penalty"] = {name: getattr(value, "__name__", str(value)) for name, value in self.penalty.items()}
@@ -94,11 +114,20 @@ WAYS = {
     **{f"dropout-{v:g}": Way("dropout", dropout=v) for v in (0.5, 0.2)},
     **{f"noise-{v:g}": Way("Gaussian noise", gaussian_noise, {"sigma": v}) for v in (0.4, 0.2)},
     **{f"tv-inf-{v:g}": Way("tv ℓ∞, ε .1", penalty=tv(v, math.inf, 0.1)) for v in (0.1, 0.3)},
+    **{f"tv-inf-far-{v:g}": Way("tv ℓ∞, ε .2", penalty=tv(v, math.inf, 0.2)) for v in (0.1, 0.3)},
     **{f"tv-2-{v:g}": Way("tv ℓ2, ε 1", penalty=tv(v, 2, 1.0)) for v in (0.1, 0.3)},
     **{f"smoothing-{v:g}": Way("label smoothing", label_smoothing, {"smoothing": v}) for v in (0.1, 0.3)},
     **{f"mixup-{v:g}": Way("mixup", mixup, {"alpha": v}) for v in (1.0, 0.3)},
     **{f"jacobian-{v:g}": Way("Jacobian penalty", random_jacobian, {"weight": v}) for v in (0.01, 0.1)},
     "early": Way("early stopping", early=True),
+    **{
+        f"noise-jacobian-{v:g}": Way("noise and Jacobian", noise_and_jacobian, {"sigma": 0.4, "weight": v})
+        for v in (0.01, 0.1)
+    },
+    **{
+        f"noise-smoothing-{v:g}": Way("noise and smoothing", noise_and_smoothing, {"sigma": 0.4, "smoothing": v})
+        for v in (0.1, 0.3)
+    },
 }
 UNLABELLED = {
     "vat": Way("unlabelled: VAT", unlabelled="adversarial"),
@@ -110,5 +139,15 @@ UNLABELLED = {
         "unlabelled: the same and entropy", penalty=unlabelled(1.0), unlabelled="penalty", warmup=300, decided=0.1
     ),
     "vat-decided": Way("unlabelled: VAT and entropy", unlabelled="adversarial", decided=0.1, warmup=300),
+    **{
+        f"{name}-balanced{length}": Way(
+            f"{family}{words}", unlabelled=kind, penalty=penalty, warmup=300, balanced=0.4, steps=steps
+        )
+        for length, words, steps in (("", " and balance", None), ("-long", " and balance, 6,000 steps", 6_000))
+        for name, family, kind, penalty in (
+            ("vat", "unlabelled: VAT", "adversarial", None),
+            ("tv-unlabelled", "unlabelled: tv on √softmax, ℓ2", "penalty", unlabelled(1.0)),
+        )
+    },
 }
 ALL = WAYS | UNLABELLED
