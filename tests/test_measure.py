@@ -204,3 +204,11 @@ def test_the_progress_bar_says_what_it_needs(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match=r"torchlipreg\[progress\]"):
         lipschitz_lower_bound(torch.nn.Linear(6, 3), torch.randn(8, 6), progress=True)
+
+
+def test_a_measurement_warns_once_and_at_the_line_that_asked_for_it():
+    x = draw(64, 6)
+    with pytest.warns(UserWarning, match="depend on the other rows") as caught:
+        lipschitz_lower_bound(lambda z: z - z.mean(0), x, radius=0.1, batch_size=16)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -26,6 +25,7 @@ from torchlipreg.checks import (
     check_points,
     check_values,
     in_raw_units,
+    warn_user,
 )
 from torchlipreg.geometry.ascent import ascend
 from torchlipreg.geometry.derivative import jacobian_norm
@@ -36,7 +36,7 @@ from torchlipreg.geometry.rules import Power
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.inspection import BLIND, Inspector
+from torchlipreg.model.inspection import HIDDEN_INPUT, Inspector
 from torchlipreg.model.modules import compute_dtype
 from torchlipreg.outputs import select
 
@@ -148,7 +148,7 @@ def operator_norm(
     check_count("steps", steps)
     check_number("tol", tol)
     units = check_normalization(normalization)
-    with fixed_function(f, eager=True, units=units) as fixed, torch.no_grad():
+    with fixed_function(f, eager=True, units=units, meet=True) as fixed, torch.no_grad():
         x = in_raw_units(_at_least_single(x), units)
         _look_at(f, fixed, x, exact=True)
         return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
@@ -228,7 +228,10 @@ def lipschitz_lower_bound(
         if radius is None and len(x) < 2:
             continue
         generator = torch.Generator(x.device).manual_seed(seed)
-        found = _largest_quotient(model, x, radius, input_norm, output_norm, steps, bounds, units, output, generator)
+        look = largest is None
+        found = _largest_quotient(
+            model, x, radius, input_norm, output_norm, steps, bounds, units, output, generator, look=look
+        )
         largest = found if largest is None else torch.maximum(largest, found)
     if largest is None:
         raise ValueError(
@@ -304,6 +307,8 @@ def _largest_quotient(
     units: Units | None,
     output: Callable[[Any], Any] | None,
     generator: torch.Generator,
+    *,
+    look: bool,
 ) -> Tensor:
     x = in_raw_units(_at_least_single(x), units, "inputs")
     check_values("inputs", x, bounds)
@@ -321,11 +326,12 @@ def _largest_quotient(
         return PairSet(pairs.x, pairs.x + shrink * (pairs.x_prime - pairs.x)).clamp(bounds, anchored=True)
 
     def fixed(**how: Any) -> AbstractContextManager[FixedFunction]:
-        return fixed_function(model, output, eager=resolution.limit, units=units, **how)
+        return fixed_function(model, output, eager=resolution.limit, units=units, meet=True, **how)
 
     best, best_q = pairs, x.new_zeros(len(x))
     with fixed() as f:
-        _look_at(model, f, x)
+        if look:
+            _look_at(model, f, x)
         with torch.no_grad():
             fx = None if resolution.limit else f(pairs.x)
         q = PairQuotient(f, input_norm, output_norm, resolution, fx)
@@ -372,10 +378,10 @@ def _look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: b
     seen = Inspector().look(model, f, x[:ROWS])
     if seen.error is not None:
         raise ValueError(seen.error)
-    if exact and seen.blind:
-        raise ValueError(BLIND)
+    if exact and seen.hidden:
+        raise ValueError(HIDDEN_INPUT)
     for caution in seen.cautions():
-        warnings.warn(caution, stacklevel=4)
+        warn_user(caution)
 
 
 def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:

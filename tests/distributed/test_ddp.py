@@ -340,3 +340,27 @@ def join(rank):
 
 def test_join_is_refused(two):
     two.run(join)
+
+
+class Speaking(nn.Module):
+    """A forward that is a collective."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        mean = x.detach().mean().nan_to_num()
+        dist.all_reduce(mean)
+        return self.linear(x) + 0 * mean
+
+
+def first_calls(rank, method, sizes):
+    net, x, penalty = Speaking(), torch.randn(sizes[rank], 6), build(method)
+    for _ in range(2):
+        penalty(net, x)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1), (2, 0)], ids=str)
+def test_the_first_look_takes_as_many_forwards_on_every_rank(two, sizes):
+    two.run(first_calls, "tv", sizes)

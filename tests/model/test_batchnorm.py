@@ -282,12 +282,13 @@ class OfAnotherMake(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
+        self.momentum = 0.1
         self.weight = nn.Parameter(torch.ones(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x):
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, training=self.training)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, None, self.training, self.momentum)
 
 
 @pytest.mark.parametrize("method", ["max", "tv"])
@@ -326,3 +327,28 @@ def test_a_frozen_norm_of_another_make_is_no_norm_in_train_mode():
     x, penalty = torch.randn(8, 3, 8, 8), penalty_of("tv")
     penalty(net, x, net(x))  # a warning would be an error
     assert penalty.reuses_outputs is True
+
+
+class OfConstants(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(6))
+
+    def forward(self, x):
+        return x - self.running_mean
+
+
+def test_constant_statistics_of_another_make_are_no_norm_in_train_mode():
+    net, x, penalty = nn.Sequential(OfConstants(), nn.Linear(6, 3)), torch.randn(8, 6), penalty_of("tv")
+    for _ in range(2):
+        penalty(net, x, net(x))
+    assert penalty.reuses_outputs is True
+
+
+def test_a_norm_of_torch_is_one_whatever_its_name():
+    class FrozenByName(nn.BatchNorm1d):
+        pass
+
+    net = nn.Sequential(nn.Linear(6, 5), FrozenByName(5), nn.Linear(5, 3))
+    with pytest.warns(UserWarning, match="FrozenByName in train mode"):
+        penalty_of("tv")(net, torch.randn(8, 6))

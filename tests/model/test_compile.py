@@ -126,6 +126,25 @@ class Unregistered(nn.Module):
         return self.last(self.norms[0](self.first(x)).tanh())
 
 
+class Dropping(nn.Module):
+    """Dropout in a plain list."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.rest = nn.Linear(6, 50), [nn.Sequential(nn.Dropout(0.5), nn.Linear(50, 3))]
+
+    def forward(self, x):
+        return self.rest[0](self.first(x))
+
+
+def test_hidden_modules_of_a_compiled_model_are_found_in_the_limit_too():
+    eager, x = Dropping(), torch.randn(8, 6)
+    model, state = torch.compile(copy.deepcopy(eager), backend="eager"), torch.get_rng_state()
+    for _ in range(2):
+        torch.testing.assert_close(penalty_of("tv", radius=0.0)(model, x), penalty_of("tv", radius=0.0)(eager, x))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_modules_that_a_compiled_model_hides_are_found_before_the_first_call():
     eager, x = Unregistered(), torch.randn(8, 6)
     net = copy.deepcopy(eager)

@@ -12,8 +12,9 @@ from torch.func import functional_call
 from zoo import METHODS, gradients, mlp, penalty_of, same, traces
 
 from torchlipreg import lipschitz_lower_bound, operator_norm
-from torchlipreg.model.buffers import LARGE
+from torchlipreg.model.buffers import LARGE, PrivateBuffers
 from torchlipreg.model.fixed import fixed_function
+from torchlipreg.model.kept import Kept
 
 SETTINGS = [*((method, {}) for method in METHODS), ("tv", {"radius": 0.0})]
 
@@ -62,6 +63,48 @@ class SharedBuffer(nn.Module):
     def forward(self, x):
         self.mean.add_(1.0)
         return self.second(self.first(x)) * self.second.of_inputs.mean()
+
+
+class Table(nn.Module):
+    """Holds a large table of lists, lists in a tuple, and a dict that is made in its own way."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.linear, self.table, self.seen = nn.Linear(6, 3), table, {"a": ([], []), "b": Sized(3)}
+
+    def forward(self, x):
+        self.seen["a"][1].append(len(x))
+        self.seen["b"]["rows"] = len(x)
+        return self.linear(x)
+
+
+class Sized(dict):
+    def __init__(self, size, /):
+        super().__init__(size=size)
+
+
+def test_nested_containers_are_noted_once_and_not_without_end():
+    neighbours = [[] for _ in range(300)]
+    for i, node in enumerate(neighbours):
+        node.extend(neighbours[(i * k) % 300] for k in (3, 7, 11, 13, 17))
+    net, kept = Table(neighbours), Kept()
+    kept.note(net)
+    assert len(kept._containers) <= 300 + 10  # each once, of 300 · 5³ ways to come to one
+    rows = [[0] * 1000 for _ in range(1000)]
+    kept = Kept()
+    kept.note(Table(rows))
+    assert sum(len(before) for _, before in kept._containers) < 20_000
+    penalty_of("tv")(net, torch.randn(8, 6))
+    assert net.seen == {"a": ([], []), "b": {"size": 3}}
+
+
+def test_clones_in_double_are_shared_as_the_buffers_are():
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    first.register_buffer("mean", torch.zeros(3))
+    second.register_buffer("of_inputs", first.mean)
+    private = PrivateBuffers(double=True)
+    assert private.of(first)["mean"] is private.of(second)["of_inputs"]
+    assert private.of(first)["mean"].dtype == torch.float64
 
 
 def test_modules_with_one_buffer_see_what_the_others_write():

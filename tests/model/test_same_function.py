@@ -369,6 +369,8 @@ COUPLED = {
     "another make": lambda h: (h - h.mean(0)) / h.std(0),
     "attention over the batch": lambda h: (h @ h.T).softmax(1) @ h,
     "the size of the batch's values": lambda h: h / h.norm(),
+    "the row before": lambda h: h + torch.cat([0 * h[:1], h[:-1]]),
+    "its part of the batch": lambda h: (h.view(-1, 4, 5) - h.view(-1, 4, 5).mean(1, keepdim=True)).reshape(h.shape),
 }
 
 
@@ -381,6 +383,16 @@ def test_rows_that_depend_on_others_are_told(of_other_rows, method):
     penalty(net, x)  # told once; a second warning would be an error
     with pytest.warns(UserWarning, match="depend on the other rows"):
         operator_norm(net, x)
+
+
+@pytest.mark.parametrize("count", [8, 1])
+def test_a_norm_without_statistics_is_told_before_it_shows(count):
+    last = nn.Linear(16, 3)
+    nn.init.zeros_(last.weight)
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    net = nn.Sequential(nn.Conv1d(3, 4, 3), norm, nn.Flatten(), last)
+    with pytest.warns(UserWarning, match="depend on the other rows"):
+        penalty_of("tv")(net, torch.randn(count, 3, 6))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -407,19 +419,102 @@ HIDDEN = {
     "no_grad": under_no_grad,
     "detach": lambda body, x: body(x).detach(),
     "the input": lambda body, x: body(x.data),
-    "rounded": lambda body, x: body((8 * x).round() / 8),
 }
 
 
-@pytest.mark.parametrize("method", ["tv", "max"])
+@pytest.mark.parametrize("count", [8, 1])
 @pytest.mark.parametrize("hide", HIDDEN.values(), ids=HIDDEN)
-def test_an_input_that_gets_no_gradient_is_told(hide, method):
-    net, x, penalty = Hiding(hide), torch.randn(8, 6), penalty_of(method)
-    with pytest.warns(UserWarning, match="gradient of argument `model` to its input is zero"):
+def test_an_input_that_gets_no_gradient_is_told(hide, count):
+    net, x, penalty = Hiding(hide), torch.randn(count, 6), penalty_of("tv")
+    with pytest.warns(UserWarning, match="to its input does not exist"):
         penalty(net, x)
     penalty(net, x)
-    with pytest.raises(ValueError, match="requires_grad_"):
-        operator_norm(net, x)
+    for model in (net, net.requires_grad_(False), torch.no_grad()(Noisy(torch.sin))):
+        with pytest.raises(ValueError, match="requires_grad_"):
+            operator_norm(model, x)
+    with torch.no_grad():
+        penalty_of("tv")(net, x)  # there is no gradient to look at
+
+
+def test_a_gradient_that_is_zero_is_told_but_measured():
+    rounded = Hiding(lambda body, x: body((8 * x).round() / 8))
+    x = torch.randn(8, 6)
+    with pytest.warns(UserWarning, match="it rounds, saturates"):
+        penalty_of("max")(rounded, x)
+    for flat in (rounded, nn.Sequential(nn.Linear(6, 3), nn.Softmax(1))):
+        with pytest.warns(UserWarning, match="it rounds, saturates"):
+            assert (operator_norm(flat, 1e6 * x) == 0).all()
+
+
+class Gate(nn.Module):
+    """A branch that begins at zero, beside labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.gate, self.of_label = nn.Linear(6, 3), nn.Parameter(torch.zeros(1)), nn.Embedding(4, 3)
+
+    def forward(self, x, label):
+        return self.of_label(label) + self.gate * self.branch(x)
+
+
+def test_labels_that_make_outputs_differ_are_not_taken_for_a_hidden_input():
+    penalty_of("tv")(Gate(), torch.randn(8, 6), model_kwargs={"label": torch.arange(8) % 4})
+
+
+def test_what_is_looked_at_takes_no_gradient_where_there_is_none():
+    masked = Masked()
+    with torch.inference_mode():
+        penalty_of("tv")(masked, torch.randn(8, 6), model_kwargs={"mask": torch.ones(8, 5)})
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x, mask):
+        return self.last(self.first(x).tanh() * mask)
+
+
+def test_a_model_that_refuses_equal_rows_is_told():
+    first = nn.Linear(6, 5)
+
+    def process(x):
+        h = first(x)
+        return torch.linalg.cholesky(torch.exp(-(torch.cdist(h, h) ** 2))) @ h
+
+    with pytest.warns(UserWarning, match="depend on the other rows"):
+        penalty_of("tv")(process, torch.randn(8, 6))
+
+
+class Experts(nn.Module):
+    """One is not registered, and runs for some rows only."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.hidden = [nn.Sequential(nn.Dropout(0.9), nn.Linear(6, 3))]
+
+    def forward(self, x):
+        h, left = self.first(x), x[:, :1] < 0
+        return torch.where(left, self.hidden[0](h), h[:, :3]) if left.any() else h[:, :3]
+
+
+def test_a_measure_meets_modules_in_each_of_its_forwards():
+    x = torch.randn(64, 6)
+    x[:, 0] = x[:, 0].abs() + 1
+    x[40:, 0] *= -1
+    net = Experts()
+    exact = operator_norm(evaluated(net), x)
+    torch.testing.assert_close(operator_norm(net, x), exact)
+    assert lipschitz_lower_bound(net, x, radius=0.01) <= exact.max() * (1 + 1e-5)
+
+
+def evaluated(net):
+    net = copy.deepcopy(net)
+    for m in net.hidden:
+        m.eval()
+    return net.eval()
 
 
 def test_a_network_that_is_constant_or_normalised_is_not_told_of_its_gradient():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -11,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchlipreg.checks import warn_user
 from torchlipreg.distributed import rank
 from torchlipreg.geometry.ascent import Memory, where_memory
 from torchlipreg.geometry.pairs import PairSet
@@ -103,13 +102,15 @@ class PenaltyState:
         """Warn if a batch since the last time of asking was not finite. Synchronises with the GPU."""
         finite, self._finite = self._finite, None
         if finite is not None and not bool(finite):
-            _warn("A batch held NaN or infinity: those rows were left out of the penalty, persistent pairs stayed put.")
+            warn_user(
+                "A batch held NaN or infinity: those rows were left out of the penalty, persistent pairs stayed put."
+            )
 
     def warn_once(self, message: str, key: str | None = None) -> None:
         """Warn, unless the message, or another with the same key, was given before."""
         if (key or message) not in self.warned:
             self.warned.add(key or message)
-            _warn(message)
+            warn_user(message)
 
     def generator(self, device: torch.device, seed: int) -> torch.Generator:
         """Return the penalty's own generator, whose numbers depend on the seed, the rank and the count of calls alone.
@@ -124,11 +125,3 @@ class PenaltyState:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_generator": None}  # a torch.Generator can be neither pickled nor deep-copied
-
-
-def _warn(message: str) -> None:
-    """Warn, pointing at the line that called the penalty."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torchlipreg."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)

@@ -122,7 +122,7 @@ class Step:
         """Look at a model before its first call: some forwards, and a backward."""
         with self._fixed(model, rest, len(points), None) as f:
             some = points if len(points) else points.new_zeros(1, *points.shape[1:])
-            seen = self.looks.inspector.look(model, f.given(side), some)
+            seen = self.looks.inspector.look(model, f.given(side), some, gradient=torch.is_grad_enabled())
             if not self.settings.aligned:
                 self.looks.inspector.look_at_another_number(f.given(side), some)
         for caution in seen.cautions():

@@ -44,8 +44,17 @@ def _all_but_channels(h: Tensor) -> list[int]:
 
 def tracks_batches(m: nn.Module) -> bool:
     """Say whether a module is a norm in train mode whose running statistics eval mode would use, of whatever make."""
-    # Not a frozen one, say of torchvision or detectron2, which has them and is the same in both modes.
-    return m.training and m._buffers.get("running_mean") is not None and "Frozen" not in type(m).__name__
+    if not m.training or m._buffers.get("running_mean") is None:
+        return False
+    # Others may hold constants, say torchvision's or detectron2's frozen norms, and are the same in both modes.
+    return (
+        isinstance(m, nn.modules.batchnorm._NormBase) or "momentum" in m.__dict__ or "num_batches_tracked" in m._buffers
+    )
+
+
+def depends_on_batch(m: nn.Module) -> bool:
+    """Say whether a module is a BatchNorm that takes the batch's statistics in eval mode too."""
+    return isinstance(m, nn.modules.batchnorm._BatchNorm) and m._buffers.get("running_mean") is None
 
 
 def can_follow(m: nn.Module) -> bool:

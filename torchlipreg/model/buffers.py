@@ -30,11 +30,10 @@ class PrivateBuffers:
 
     def of(self, m: nn.Module) -> dict[str, Tensor | None]:
         """Return the clones of a module's buffers."""
-        buffers = {
-            name: None if b is None else once(self._clones, b, partial(self._clone_if_written, m, name, b))
+        return {
+            name: None if b is None else once(self._clones, b, partial(self._private, m, name, b))
             for name, b in m._buffers.items()
         }
-        return {name: widened(b) for name, b in buffers.items()} if self._double else buffers
 
     def note_versions(self, buffers: dict[nn.Module, dict[str, Tensor | None]]) -> None:
         """Note whether large buffers are written, from outside or in the forwards that have been.
@@ -48,6 +47,10 @@ class PrivateBuffers:
                 continue
             written = private._version > 0 if private is not b else b._version != versions[name]
             versions[name] = WRITTEN if written else b._version
+
+    def _private(self, m: nn.Module, name: str, b: Tensor) -> Tensor:
+        b = self._clone_if_written(m, name, b)
+        return widened(b) if self._double else b
 
     def _clone_if_written(self, m: nn.Module, name: str, b: Tensor) -> Tensor:
         if name == "observer_enabled":  # of fake quantisation, which would fit its range to each batch in eval mode too

@@ -34,6 +34,7 @@ def fixed_function(
     noise_seed: int | None = None,
     apart: bool = False,
     double: bool = False,
+    meet: bool = False,
 ) -> Iterator[FixedFunction]:
     """Give the model as a fixed, deterministic function of its input for the length of the context.
 
@@ -54,6 +55,7 @@ def fixed_function(
         noise_seed: Seed of the random numbers that each forward draws, the same for all; None if it draws none.
         apart: Points that are to meet the same random numbers have to be seen in forwards of their own.
         double: Compute in float64, without gradients to the parameters, of which it makes copies.
+        meet: Take in modules that run but were not found, in each forward. A penalty has met them in its first look.
 
     Raises:
         TypeError: If the model is not callable, or scripted.
@@ -90,7 +92,7 @@ def fixed_function(
         if eager:
             stack.enter_context(forward_mode_kernels.held())
         stack.enter_context(state.applied())
-        if not isinstance(core, nn.Module):  # others are met when they are looked at first
+        if meet or not isinstance(core, nn.Module):
             stack.enter_context(state.meeting())
         dtype = torch.float64 if double else parameter_dtype(modules)
         yield FixedFunction(core, output, dtype, state, units, kwargs or {}, batch_size, noise_seed, apart=apart)

@@ -9,7 +9,13 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torchlipreg.model.batchnorm import can_follow, channel_moments, fold, tracks_batches
+from torchlipreg.model.batchnorm import (
+    can_follow,
+    channel_moments,
+    depends_on_batch,
+    fold,
+    tracks_batches,
+)
 
 Buffers = dict[str, Tensor | None]
 Moments = tuple[Tensor, Tensor]
@@ -21,6 +27,7 @@ class Following:
     Attributes:
         norms: Those that can follow.
         repeated: One of them was called twice: only what comes after the last call is the function that stays.
+        depends_on_batch: There is a BatchNorm without running statistics.
     """
 
     def __init__(self, buffers: dict[nn.Module, Buffers], modules: list[nn.Module], *, sharded: bool) -> None:
@@ -36,6 +43,7 @@ class Following:
         self._under_fsdp = bool(tracking) and sharded
         self.norms = [] if sharded else [m for m in tracking if can_follow(m)]
         self._held = {type(m).__name__ for m in tracking if m not in self.norms and not sharded}
+        self.depends_on_batch = any(depends_on_batch(m) for m in modules)
         self.repeated = False
         self._folded: dict[nn.Module, Folded] = {}
         self._refolded: dict[nn.Module, Moments] = {}

@@ -120,6 +120,11 @@ class FixedFunction:
         """What the user should know about norms in train mode."""
         return self._state.norms.cautions()
 
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether there is a BatchNorm without running statistics."""
+        return self._state.norms.depends_on_batch
+
     def _explain(self, error: Exception, count: int) -> None:
         """Raise ValueError where the model failed because a part of the batch met inputs of the whole batch."""
         if isinstance(error, AttributeError):

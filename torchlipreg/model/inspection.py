@@ -34,7 +34,8 @@ class Seen(NamedTuple):
         error: What to tell: two forwards at the same points gave different values. No exception, whose traceback would
             keep the model alive.
         coupled: A row's values depend on the other rows.
-        blind: The gradient to the input is zero, though the outputs differ from point to point.
+        hidden: The output's graph does not reach the input, on which its values depend.
+        flat: It does, but the gradient to the input is zero, though the outputs differ from point to point.
     """
 
     dtype: torch.dtype | None
@@ -43,21 +44,30 @@ class Seen(NamedTuple):
     draws: bool
     error: str | None
     coupled: bool
-    blind: bool
+    hidden: bool
+    flat: bool
 
     def cautions(self) -> list[str]:
         """Return what the user should know of such a model."""
-        return [text for text, holds in ((COUPLED_ROWS, self.coupled), (BLIND, self.blind)) if holds]
+        told = ((COUPLED_ROWS, self.coupled), (HIDDEN_INPUT, self.hidden), (FLAT, self.flat))
+        return [text for text, holds in told if holds]
 
 
 COUPLED_ROWS = (
-    "The values of argument `model` at a point depend on the other rows of the batch, as with BatchNorm without "
-    "running statistics: a quotient is not that of a function of one point. Use running statistics, or another norm."
+    "The values of argument `model` at a point depend on the other rows of the batch, as with statistics or scales of "
+    "a batch, attention over it, a limited capacity of experts or a joint stopping rule: a quotient is not that of a "
+    "function of one point, and one of a small radius may measure the other rows. Use running statistics, another "
+    "norm, or what treats each row alone."
 )
-BLIND = (
-    "The gradient of argument `model` to its input is zero, though its outputs differ: a part of it runs under "
-    "no_grad(), is detached or rounds. Points cannot move uphill, and only random directions are seen. Freeze parts by "
+HIDDEN_INPUT = (
+    "The gradient of argument `model` to its input does not exist, though its outputs depend on it: a part runs under "
+    "no_grad() or is detached. Points cannot move uphill, and only random directions are seen. Freeze parts by "
     "requires_grad_(False) instead."
+)
+FLAT = (
+    "The gradient of argument `model` to its input is zero on the first batch, though its outputs differ: it rounds, "
+    "saturates, or a gate is at zero. As long as that lasts, points cannot move uphill, and only random directions are "
+    "seen."
 )
 
 
@@ -74,16 +84,17 @@ class Inspector:
         seen, roots = self._seen.get(_identity(model), (None, []))
         return None if any(root() is None for root in roots) else seen  # another may have got a dead one's id
 
-    def look(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> Seen:
-        """Look at a model: three forwards and a backward to its input, whose values are waited for.
+    def look(self, model: Callable[..., Any], f: FixedFunction, x: Tensor, *, gradient: bool = True) -> Seen:
+        """Look at a model: four forwards and a backward to its input, whose values are waited for.
 
-        One forward more if it carries something on. Where FSDP shards it there is no backward: a rank whose rows are
-        all the same would have none, while the others wait.
+        One forward more if it carries something on, or hides its input. No other depends on values, which differ
+        between ranks: a model may communicate in its forward. Where FSDP shards it there is no backward.
 
         Args:
             model: As the user gave it.
             f: The same as a fixed function.
             x: Data points, raw, shape (N, *), N ≥ 1.
+            gradient: Look at the gradient to the input, too.
 
         Returns:
             What was seen, kept for ``known``.
@@ -102,9 +113,10 @@ class Inspector:
             f.carry(carries)
             again = f(x).detach()
             error = None if _close(y, again, TOLERANCE) else _random(observer.drawn, y, again)
-            coupled = _is_coupled(f, x, y, COUPLING if observer.dtype is None else 32 * COUPLING) and error is None
-            blind = error is None and not f.is_sharded and _is_blind(f, x, y)
-        seen = Seen(observer.dtype, carries, moves, draws, error, coupled, blind)
+            coupled, varies = _of_other_rows(f, x, y, COUPLING if observer.dtype is None else 32 * COUPLING)
+            hidden, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (False, False)
+        sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
+        seen = Seen(observer.dtype, carries, moves, draws, error, coupled and sure, hidden and sure, flat and varies)
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
         self._seen[_identity(model)] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen
@@ -184,24 +196,35 @@ def _close(y: Tensor, again: Tensor, tolerance: float) -> bool:
     )
 
 
-def _is_coupled(f: FixedFunction, x: Tensor, y: Tensor, tolerance: float) -> bool:
-    """Say whether a row's values change with other rows: the first half stays, copies of one point fill the rest."""
-    half = (len(x) + 1) // 2
-    moved = f(torch.cat([x[:half], x[:1].expand(len(x) - half, *x.shape[1:])])).detach()
-    return moved.shape == y.shape and not _close(y[:half], moved[:half], tolerance)
+def _of_other_rows(f: FixedFunction, x: Tensor, y: Tensor, tolerance: float) -> tuple[bool, bool]:
+    """Say whether a row's values change with other rows, and whether they do with its own."""
+    stays = torch.zeros(len(x), dtype=torch.bool)  # half of them, at random so that neighbours are parted
+    stays[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: (len(x) + 1) // 2]] = True
+    stays = stays.to(x.device)
+    shape = len(x), *[1] * (x.dim() - 1)
+    try:
+        moved = f(torch.where(stays.view(shape), x, x[:1])).detach()
+    except (RuntimeError, ValueError) as e:
+        if isinstance(e, torch.OutOfMemoryError):
+            raise
+        return True, True  # it cannot take equal rows: then it knows of the others
+    if moved.shape != y.shape:
+        return False, True
+    return not _close(y[stays], moved[stays], tolerance), not torch.equal(y[~stays], moved[~stays])
 
 
-def _is_blind(f: FixedFunction, x: Tensor, y: Tensor) -> bool:
-    """Say whether no gradient comes to x, though y differs from row to row."""
-    if torch.is_inference_mode_enabled() or not (y != y[:1]).any():
-        return False
+def _of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool]:
+    """Say whether the graph does not reach x, though y depends on it, and whether it does, but the gradient is zero."""
     with torch.enable_grad():
         z = x.detach().requires_grad_()
         value = f(z)
-        if not value.requires_grad:  # told where the ascent misses it
-            return False
-        (slope,) = torch.autograd.grad(value, z, torch.randn_like(value), materialize_grads=True)
-    return not slope.any()
+        # Of no regular weights, and no random ones, which would come from the user's generator on some devices.
+        weights = torch.arange(1, value.numel() + 1, device=value.device, dtype=value.dtype).cos().view_as(value)
+        if value.requires_grad:
+            (slope,) = torch.autograd.grad(value, z, weights, allow_unused=True)
+            if slope is not None:
+                return False, not slope.any()
+    return not _close(y, f(torch.zeros_like(x)).detach(), TOLERANCE), False
 
 
 def _random(drawn: str | None, y: Tensor | None, again: Tensor | None) -> str:

@@ -14,8 +14,10 @@ from torch import nn
 from torchlipreg.model.search import uses
 
 CONTAINERS = (list, dict, set, deque)
+HOLDING = (*CONTAINERS, tuple)
 LONG = 1000  # from there on a list is known by its length alone
 NESTED = 3  # containers inside of containers that are noted, too
+MOST = 10_000  # things in containers that are noted: a graph's table of neighbours is not what a forward collects in
 OWN = list(nn.Module().__dict__)  # which nearly all modules have first
 SIMPLE = frozenset((int, float, bool, str, bytes, tuple, type(None), torch.dtype, torch.device))  # cannot be written
 PRIVATE = ("torch.", "accelerate.", "deepspeed.", "torchlipreg.")  # whose hooks keep state of their own
@@ -40,6 +42,8 @@ class Kept:
         self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._parameters: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
+        self._noted: set[int] = set()  # identities of these
+        self._count = 0
         self._cells: list[tuple[Any, Any]] = []
 
     def note(self, m: nn.Module) -> list[tuple[str, Any]]:
@@ -69,13 +73,19 @@ class Kept:
         return extras
 
     def _note_container(self, value: Any, depth: int = NESTED) -> None:
-        if len(value) > LONG:
+        if id(value) in self._noted or (depth < NESTED and self._count > MOST):
+            return
+        self._noted.add(id(value))
+        if not isinstance(value, tuple) and len(value) > LONG:
             self._containers.append((value, len(value)))
             return
-        self._containers.append((value, value.copy()))
+        inside = _plain_copy(value)  # of which another thread does not take away while we walk
+        self._count += len(inside)
+        if not isinstance(value, tuple):
+            self._containers.append((value, inside))
         if depth:
-            for held in value.values() if isinstance(value, dict) else value:
-                if isinstance(held, CONTAINERS):
+            for held in inside.values() if isinstance(inside, dict) else inside:
+                if isinstance(held, HOLDING):
                     self._note_container(held, depth - 1)
 
     def note_function(self, hook: Callable[..., Any]) -> None:
@@ -94,7 +104,7 @@ class Kept:
             elif not isinstance(value, (type, nn.Module)) and hasattr(value, "__dict__") and value is not hook:
                 if not str(type(value).__module__).startswith(PRIVATE):
                     self._attributes.append((value.__dict__, dict(value.__dict__)))
-                    for held in value.__dict__.values():
+                    for held in list(value.__dict__.values()):
                         if isinstance(held, CONTAINERS):
                             self._note_container(held)
 
@@ -131,6 +141,12 @@ class Kept:
         for value, before in self._containers:
             if not _unchanged(value, before):
                 _refill(value, before)
+
+
+def _plain_copy(value: Any) -> Any:
+    """Copy a container as the built-in kind that it is: a subclass may copy in its own way, or not at all."""
+    kind: Any = next(kind for kind in HOLDING if isinstance(value, kind))
+    return kind(value) if kind in (deque, tuple) else kind.copy(value)
 
 
 def _restore(values: dict[str, Any], before: dict[str, Any], only: frozenset[str] | None = None) -> None:

@@ -87,7 +87,7 @@ def all_modules(*callables: Callable[..., Any]) -> list[nn.Module]:
     for f in map(unwrap, callables):
         for root in [f] if isinstance(f, nn.Module) else find_modules(f):
             _walk(root, found)
-            for hidden in _HIDDEN.get(root, ()) if _HIDDEN else ():
+            for hidden in _HIDDEN.get(compiled_module(root) or root, ()) if _HIDDEN else ():
                 _walk(hidden, found)
     return list(found)
 
@@ -95,7 +95,7 @@ def all_modules(*callables: Callable[..., Any]) -> list[nn.Module]:
 def hide(root: Any, module: nn.Module) -> None:
     """Remember a module that a model runs, but does not register."""
     if isinstance(root, nn.Module):
-        _HIDDEN.setdefault(root, WeakSet()).add(module)
+        _HIDDEN.setdefault(compiled_module(root) or root, WeakSet()).add(module)
 
 
 def submodules(module: nn.Module) -> list[nn.Module]:
