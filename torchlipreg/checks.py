@@ -7,8 +7,6 @@ import functools
 import inspect
 import math
 import numbers
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
@@ -244,11 +242,3 @@ def check_state_keys(state: Any, keys: set[str], owner: str) -> None:
     if not isinstance(state, dict) or set(state) != keys:
         got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"Expected argument `state` to be a state of {owner} with keys {sorted(keys)}, but got {got}.")
-
-
-def warn_user(message: str) -> None:
-    """Warn, pointing at the line that called the library."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torchlipreg."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)

@@ -25,7 +25,6 @@ from torchlipreg.checks import (
     check_points,
     check_values,
     in_raw_units,
-    warn_user,
 )
 from torchlipreg.geometry.ascent import ascend
 from torchlipreg.geometry.derivative import jacobian_norm
@@ -36,8 +35,10 @@ from torchlipreg.geometry.rules import Power
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.inspection import HIDDEN_INPUT, Inspector
+from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.modules import compute_dtype
+from torchlipreg.model.seen import HIDDEN_INPUT
+from torchlipreg.notice import warn_user
 from torchlipreg.outputs import select
 
 P = ParamSpec("P")

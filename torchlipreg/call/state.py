@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchlipreg.checks import warn_user
 from torchlipreg.distributed import rank
 from torchlipreg.geometry.ascent import Memory, where_memory
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.model.side import SideRows, where_rows
+from torchlipreg.notice import warn_user
 
 RANK_STRIDE = 1_000_003  # between the seeds of neighbouring ranks, so that seed + 1 is not the next rank's
 CALL_STRIDE = 2_654_435_761  # odd: no two of the 2³² seeds of a CPU generator meet within 2³² calls

@@ -6,7 +6,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from types import FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,57 +18,10 @@ from torchlipreg.model.later import Later
 from torchlipreg.model.modules import unwrap
 from torchlipreg.model.reuse import AGAIN, TOLERANCE
 from torchlipreg.model.search import find_modules
+from torchlipreg.model.seen import Seen, random_values
 
 HALF = (torch.float16, torch.bfloat16)
 COUPLING = 1e-3  # relative to the largest output: other rows move a row by more, rounding does not (half: 32 times)
-
-
-class Seen(NamedTuple):
-    """What one forward, and the same again, have shown.
-
-    Attributes:
-        dtype: The half precision in which some operation ran; None if all was in full precision.
-        carries: The forward leaves something on the modules, from which the next one would start.
-        moves: Its values depend on that: after another forward the model is another function.
-        draws: The forward draws random numbers of torch's, whether or not its values show it.
-        error: What to tell: two forwards at the same points gave different values. No exception, whose traceback would
-            keep the model alive.
-        coupled: A row's values depend on the other rows.
-        hidden: The output's graph does not reach the input, on which its values depend.
-        flat: It does, but the gradient to the input is zero, though the outputs differ from point to point.
-    """
-
-    dtype: torch.dtype | None
-    carries: bool
-    moves: bool
-    draws: bool
-    error: str | None
-    coupled: bool
-    hidden: bool
-    flat: bool
-
-    def cautions(self) -> list[str]:
-        """Return what the user should know of such a model."""
-        told = ((COUPLED_ROWS, self.coupled), (HIDDEN_INPUT, self.hidden), (FLAT, self.flat))
-        return [text for text, holds in told if holds]
-
-
-COUPLED_ROWS = (
-    "The values of argument `model` at a point depend on the other rows of the batch, as with statistics or scales of "
-    "a batch, attention over it, a limited capacity of experts or a joint stopping rule: a quotient is not that of a "
-    "function of one point, and one of a small radius may measure the other rows. Use running statistics, another "
-    "norm, or what treats each row alone."
-)
-HIDDEN_INPUT = (
-    "The gradient of argument `model` to its input does not exist, though its outputs depend on it: a part runs under "
-    "no_grad() or is detached. Points cannot move uphill, and only random directions are seen. Freeze parts by "
-    "requires_grad_(False) instead."
-)
-FLAT = (
-    "The gradient of argument `model` to its input is zero on the first batch, though its outputs differ: it rounds, "
-    "saturates, or a gate is at zero. As long as that lasts, points cannot move uphill, and only random directions are "
-    "seen."
-)
 
 
 class Inspector:
@@ -112,11 +65,12 @@ class Inspector:
             moves = carries and (f.is_sharded or not torch.equal(y, f(x).detach()))
             f.carry(carries)
             again = f(x).detach()
-            error = None if _close(y, again, TOLERANCE) else _random(observer.drawn, y, again)
+            error = None if _close(y, again, TOLERANCE) else random_values(observer.drawn, y, again)
             coupled, varies = _of_other_rows(f, x, y, COUPLING if observer.dtype is None else 32 * COUPLING)
-            hidden, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (False, False)
+            graph, hidden, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
         sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
-        seen = Seen(observer.dtype, carries, moves, draws, error, coupled and sure, hidden and sure, flat and varies)
+        hidden, flat = hidden and sure, flat and varies
+        seen = Seen(observer.dtype, carries, moves, draws, error, coupled and sure, graph, hidden, flat)
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
         self._seen[_identity(model)] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen
@@ -151,7 +105,7 @@ class Inspector:
         if self._later.pending:
             found = self._later.take()
             if found is not None and found[0]:
-                raise ValueError(_random(None, None, None))
+                raise ValueError(random_values(None, None, None))
         return self._calls % AGAIN == 0
 
     def look_again(self, f: FixedFunction, x: Tensor) -> None:
@@ -213,29 +167,19 @@ def _of_other_rows(f: FixedFunction, x: Tensor, y: Tensor, tolerance: float) -> 
     return not _close(y[stays], moved[stays], tolerance), not torch.equal(y[~stays], moved[~stays])
 
 
-def _of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool]:
-    """Say whether the graph does not reach x, though y depends on it, and whether it does, but the gradient is zero."""
+def _of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool, bool]:
+    """Say whether y has a graph, whether that misses x though y depends on x, and whether the gradient to x is zero."""
+    slope = None
     with torch.enable_grad():
         z = x.detach().requires_grad_()
         value = f(z)
-        # Of no regular weights, and no random ones, which would come from the user's generator on some devices.
-        weights = torch.arange(1, value.numel() + 1, device=value.device, dtype=value.dtype).cos().view_as(value)
         if value.requires_grad:
+            # Of no regular weights, and no random ones, which would come from the user's generator on some devices.
+            weights = torch.arange(1, value.numel() + 1, device=value.device, dtype=value.dtype).cos().view_as(value)
             (slope,) = torch.autograd.grad(value, z, weights, allow_unused=True)
-            if slope is not None:
-                return False, not slope.any()
-    return not _close(y, f(torch.zeros_like(x)).detach(), TOLERANCE), False
-
-
-def _random(drawn: str | None, y: Tensor | None, again: Tensor | None) -> str:
-    off = "" if y is None or again is None or y.shape != again.shape else f" by up to {(y - again).abs().amax():.2g}"
-    cause = f" It draws random numbers ({drawn})." if drawn else ""
-    return (
-        "Expected argument `model` to be a function of its input with Dropout and the like switched off, but two "
-        f"forwards at the same points differ{off}.{cause} A difference quotient would measure the noise. Draw random "
-        "numbers only where `self.training` is true, or give the penalty `stochastic`='same', which draws the same at "
-        "both points of a pair."
-    )
+    if slope is not None:
+        return True, False, not slope.any()
+    return value.requires_grad, not _close(y, f(torch.zeros_like(x)).detach(), TOLERANCE), False
 
 
 def _identity(model: Any) -> Any:

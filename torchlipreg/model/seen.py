@@ -1,0 +1,71 @@
+"""Seen: what forwards have shown of a model, and how it is told."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Seen(NamedTuple):
+    """What one forward, and the same again, have shown.
+
+    Attributes:
+        dtype: The half precision in which some operation ran; None if all was in full precision.
+        carries: The forward leaves something on the modules, from which the next one would start.
+        moves: Its values depend on that: after another forward the model is another function.
+        draws: The forward draws random numbers of torch's, whether or not its values show it.
+        error: What to tell: two forwards at the same points gave different values. No exception, whose traceback would
+            keep the model alive.
+        coupled: A row's values depend on the other rows.
+        graph: The output has one.
+        hidden: No graph reaches the input, on which its values depend.
+        flat: One does, but the gradient to the input is zero, though the outputs differ from point to point.
+    """
+
+    dtype: torch.dtype | None
+    carries: bool
+    moves: bool
+    draws: bool
+    error: str | None
+    coupled: bool
+    graph: bool
+    hidden: bool
+    flat: bool
+
+    def cautions(self) -> list[str]:
+        """Return what the user should know of such a model."""
+        # Without any graph an ascent will not go, and say so.
+        told = ((COUPLED_ROWS, self.coupled), (HIDDEN_INPUT, self.hidden and self.graph), (FLAT, self.flat))
+        return [text for text, holds in told if holds]
+
+
+COUPLED_ROWS = (
+    "The values of argument `model` at a point depend on the other rows of the batch, as with statistics or scales of "
+    "a batch, attention over it, a limited capacity of experts or a joint stopping rule: a quotient is not that of a "
+    "function of one point, and one of a small radius may measure the other rows. Use running statistics, another "
+    "norm, or what treats each row alone."
+)
+HIDDEN_INPUT = (
+    "The gradient of argument `model` to its input does not exist, though its outputs depend on it: a part runs under "
+    "no_grad() or is detached. Points cannot move uphill, and only random directions are seen. Freeze parts by "
+    "requires_grad_(False) instead."
+)
+FLAT = (
+    "The gradient of argument `model` to its input is zero on the first batch, though its outputs differ: it rounds, "
+    "saturates, or a gate is at zero. As long as that lasts, points cannot move uphill, and only random directions are "
+    "seen."
+)
+
+
+def random_values(drawn: str | None, y: Tensor | None, again: Tensor | None) -> str:
+    """Return the message for a model that is random: two values at the same points, if they are at hand."""
+    off = "" if y is None or again is None or y.shape != again.shape else f" by up to {(y - again).abs().amax():.2g}"
+    cause = f" It draws random numbers ({drawn})." if drawn else ""
+    return (
+        "Expected argument `model` to be a function of its input with Dropout and the like switched off, but two "
+        f"forwards at the same points differ{off}.{cause} A difference quotient would measure the noise. Draw random "
+        "numbers only where `self.training` is true, or give the penalty `stochastic`='same', which draws the same at "
+        "both points of a pair."
+    )
