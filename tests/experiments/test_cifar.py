@@ -331,3 +331,18 @@ def test_published_models_are_those_of_todays_recipes():
         for name, record in recipes.items():
             stored = {word: value for word, value in record.items() if word not in ("label", "step time")}
             assert stored == today[network, name], name
+
+
+def test_where_single_step_training_breaks_down_the_penalty_does_not():
+    """As README and docs/results/cifar.md say of the ResNet: seed by seed, in robustness and in clean accuracy."""
+    from examples.experiments.cifar.measures import EPSILON
+
+    _, results = published()
+    robust = f"apgd linf {EPSILON}"
+    for rival, most in (("fgsm", 0.05), ("n-fgsm", 0.2)):
+        theirs = {row["seed"]: row for row in results.of("resnet", rival)}
+        ours = {row["seed"]: row for row in results.of("resnet", "tv-quarter-10")}
+        assert len(theirs.keys() & ours.keys()) >= 2
+        for seed in theirs.keys() & ours.keys():
+            assert theirs[seed][robust] < most < 0.22 < ours[seed][robust]
+            assert ours[seed]["clean"] > theirs[seed]["clean"]
