@@ -156,12 +156,9 @@ def _of_other_rows(f: FixedFunction, x: Tensor, y: Tensor, tolerance: float) -> 
     stays[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: (len(x) + 1) // 2]] = True
     stays = stays.to(x.device)
     shape = len(x), *[1] * (x.dim() - 1)
-    try:
-        moved = f(torch.where(stays.view(shape), x, x[:1])).detach()
-    except (RuntimeError, ValueError) as e:
-        if isinstance(e, torch.OutOfMemoryError):
-            raise
-        return True, True  # it cannot take equal rows: then it knows of the others
+    moved = _values(f, torch.where(stays.view(shape), x, x[:1]))
+    if moved is None:  # it cannot take equal rows: then it knows of the others
+        return True, True
     if moved.shape != y.shape:
         return False, True
     return not _close(y[stays], moved[stays], tolerance), not torch.equal(y[~stays], moved[~stays])
@@ -179,7 +176,18 @@ def _of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool, bo
             (slope,) = torch.autograd.grad(value, z, weights, allow_unused=True)
     if slope is not None:
         return True, False, not slope.any()
-    return value.requires_grad, not _close(y, f(torch.zeros_like(x)).detach(), TOLERANCE), False
+    elsewhere = _values(f, torch.zeros_like(x))
+    return value.requires_grad, elsewhere is None or not _close(y, elsewhere, TOLERANCE), False
+
+
+def _values(f: FixedFunction, x: Tensor) -> Tensor | None:
+    """Return f(x), None where the model fails there."""
+    try:
+        return f(x).detach()
+    except (RuntimeError, ValueError) as e:
+        if isinstance(e, torch.OutOfMemoryError):
+            raise
+        return None
 
 
 def _identity(model: Any) -> Any:
