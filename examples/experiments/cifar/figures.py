@@ -90,7 +90,7 @@ def _frontier(axis, found):
             axis.errorbar(x, y, **spreads, color=colour, marker=marker, label=label, capsize=2, alpha=0.85)
     axis.set(xlabel="clean accuracy (%)", title="the frontier, one knob turned")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=10, loc="lower left")
+    axis.legend(frameon=False, fontsize=10, loc="best")
 
 
 def _price(axis, results, network, found):
