@@ -27,14 +27,12 @@ def best(jobs, family, count, wrong):
 def table(jobs, number, counts, wrong=0.0):
     """A row for each family, a column for each count that was run; `number` is "accuracy" or "nll"."""
     families = dict.fromkeys(ALL[job.way].family for job in jobs)
-    counts = [count for count in counts if any(best(jobs, family, count, wrong) for family in families)]
-    rows, seeds = [], 0
+    found = {(family, count): best(jobs, family, count, wrong) for family in families for count in counts}
+    counts = [count for count in counts if any(found[family, count] for family in families)]
+    seeds = max((len(member[1]) for member in found.values() if member), default=0)
+    rows = []
     for family in families:
-        cells = []
-        for count in counts:
-            found = best(jobs, family, count, wrong)
-            seeds = max(seeds, len(found[1]) if found else 0)
-            cells.append(_cell(*found, number) if found else "–")
+        cells = [_cell(*found[family, count], number) if found[family, count] else "–" for count in counts]
         if any(cell != "–" for cell in cells):
             rows.append([family, *cells])
     what = {"accuracy": "accuracy in per cent", "nll": "negative log-likelihood"}[number]
