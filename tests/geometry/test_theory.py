@@ -13,7 +13,7 @@ from torchlipreg import operator_norm
 METHODS = ["max", "sum", "tv", "ptv"]
 NORMS = [1, 2, math.inf]
 SHAPES = [(5, 20), (64, 10), (1, 30)]
-DRAWS = 20
+DRAWS = 6
 
 
 def draw(*shape, seed=0, dtype=torch.float64):

@@ -330,6 +330,7 @@ def test_under_autocast_it_computes_in_float32(method, dtype):
 
 def test_under_accelerate_it_computes_in_float32():
     accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a test before this may have left one
     try:
         accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
         net, x = mlp(), torch.randn(8, 6)

@@ -382,7 +382,7 @@ def test_rows_that_depend_on_others_are_told(of_other_rows, method):
         penalty(net, x)
     penalty(net, x)  # told once; a second warning would be an error
     with pytest.warns(UserWarning, match="depend on the other rows"):
-        operator_norm(net, x)
+        operator_norm(net, x, steps=2)
 
 
 @pytest.mark.parametrize("count", [8, 1])
