@@ -24,14 +24,14 @@ def mixup(model, x, y, alpha):
     return share * F.cross_entropy(outputs, y) + (1 - share) * F.cross_entropy(outputs, y[others])
 
 
-def noise_and_jacobian(model, x, y, sigma, weight):
-    """Two of the best rivals at once."""
-    return random_jacobian(model, x + sigma * torch.randn_like(x), y, weight)
+def with_noise(loss):
+    """Two rivals at once: a loss at images with Gaussian noise."""
 
+    def noisy(model, x, y, sigma, **arguments):
+        return loss(model, x + sigma * torch.randn_like(x), y, **arguments)
 
-def noise_and_smoothing(model, x, y, sigma, smoothing):
-    """Two of the best rivals at once."""
-    return label_smoothing(model, x + sigma * torch.randn_like(x), y, smoothing)
+    noisy.__name__ = f"{loss.__name__} with noise"  # what records call it
+    return noisy
 
 
 def adversarial_smoothness(model, x, epsilon=2.0, probe=1e-1, steps=1):
@@ -121,11 +121,13 @@ WAYS = {
     **{f"jacobian-{v:g}": Way("Jacobian penalty", random_jacobian, {"weight": v}) for v in (0.01, 0.1)},
     "early": Way("early stopping", early=True),
     **{
-        f"noise-jacobian-{v:g}": Way("noise and Jacobian", noise_and_jacobian, {"sigma": 0.4, "weight": v})
+        f"noise-jacobian-{v:g}": Way("noise and Jacobian", with_noise(random_jacobian), {"sigma": 0.4, "weight": v})
         for v in (0.01, 0.1)
     },
     **{
-        f"noise-smoothing-{v:g}": Way("noise and smoothing", noise_and_smoothing, {"sigma": 0.4, "smoothing": v})
+        f"noise-smoothing-{v:g}": Way(
+            "noise and smoothing", with_noise(label_smoothing), {"sigma": 0.4, "smoothing": v}
+        )
         for v in (0.1, 0.3)
     },
 }
