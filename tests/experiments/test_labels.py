@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import statistics
 from pathlib import Path
 
@@ -80,17 +81,52 @@ def test_mixup_is_linear_in_its_labels():
 
 def test_every_way_trains():
     from examples.experiments.labels.runs import trained
+    from examples.experiments.labels.subjects import mlp
     from examples.experiments.labels.ways import ALL
     from examples.experiments.mnist.data import load
 
     data = load("", "test", True)
     few = data.train_x[:100], data.train_y[:100]
     for name, way in ALL.items():
-        net = trained(way, few, few, data.train_x, steps=3, seed=0)
+        net = trained(way, few, few, data.train_x, steps=3, seed=0, build=mlp(20))
         outputs = net(data.x[:10])
         assert outputs.shape == (10, 10), name
         assert outputs.isfinite().all(), name
         assert torch.equal(outputs, net(data.x[:10])), f"{name}: not in eval mode"
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist-conv", "cancer", "wine"])
+def test_every_subject_is_loaded_and_has_a_network(name):
+    from examples.experiments.labels.runs import chosen_rows
+    from examples.experiments.labels.subjects import SUBJECTS
+
+    subject = SUBJECTS[name]
+    data, validation = (subject.load("", split, True) for split in ("test", "validation"))
+    assert len(data.train_x) > len(validation.train_x) or subject.things == "images"
+    assert not {tuple(row.flatten().tolist()) for row in data.x} & {tuple(r.flatten().tolist()) for r in data.train_x}
+    classes = len(data.train_y.unique())
+    for dropout in (0.0, 0.5):
+        net = subject.build(data.x[0], classes, dropout)
+        assert net(data.x[:7]).shape == (7, classes)
+        assert sum(isinstance(m, nn.Dropout) for m in net) == (2 if dropout else 0)
+    if subject.things == "rows":
+        torch.testing.assert_close(data.train_x.mean(0), torch.zeros(data.x.shape[1]), atol=1e-4, rtol=0)
+        for count in subject.counts:
+            rows, held_out = chosen_rows(validation.train_y, count, 0)
+            assert len(rows) == len(held_out) == count
+
+
+def test_photographs_and_their_network():
+    from examples.experiments.labels.subjects import HELD_OUT, SUBJECTS
+
+    folder = os.environ.get("TORCHLIPREG_DATA", "")
+    if not Path(folder, "CIFAR-10-jpeg").exists():
+        pytest.skip("CIFAR-10 is not in TORCHLIPREG_DATA")
+    subject = SUBJECTS["cifar"]
+    data = subject.load(folder, "validation", False)
+    assert len(data.x) == HELD_OUT
+    assert subject.build(data.x[0], 10, 0.5)(data.x[:3]).shape == (3, 10)
+    assert subject.title(folder) == "CIFAR-10 (JPEG copies)"
 
 
 @pytest.fixture(scope="module")
@@ -136,11 +172,14 @@ def test_the_best_member_is_chosen_by_validation_labels(quick):
     assert best(jobs, "mixup", 100, 0.0) is None
 
 
-def published(tmp_path):
-    """The published records laid out as a run leaves them, and its options."""
-    from examples.experiments.labels.__main__ import options_from
+SUBJECTS = ("mnist", "mnist-conv", "cifar", "cancer", "wine")
 
-    path = RESULTS / "labels.json"
+
+def published(tmp_path, of="mnist"):
+    """The published records laid out as a run leaves them, and its options."""
+    from examples.experiments.labels.__main__ import options_from, stem
+
+    path = RESULTS / f"{stem(of)}.json"
     if not path.exists():
         pytest.skip("there are no published results of this experiment yet")
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -150,16 +189,19 @@ def published(tmp_path):
     return content, options_from([*words, "--out", str(tmp_path)])
 
 
-def test_the_published_page_shows_the_published_records(tmp_path):
+@pytest.mark.parametrize("of", SUBJECTS)
+def test_the_published_page_shows_the_published_records(tmp_path, of):
     from examples.experiments.common.records import read
-    from examples.experiments.labels.__main__ import all_jobs, page
+    from examples.experiments.labels import subjects
+    from examples.experiments.labels.__main__ import all_jobs, page, stem
     from examples.experiments.labels.tables import tables
 
-    content, options = published(tmp_path)
+    content, options = published(tmp_path, of)
     jobs = all_jobs(options)
     assert {job.path.stem for job in jobs if read(job)} == content["records"].keys(), "made by other settings"
-    made = page(tables(jobs, options.labels, options.wrong), content["made"])
-    assert (RESULTS / "labels.md").read_text(encoding="utf-8") == made
+    things = subjects.SUBJECTS[of].things
+    made = page(tables(jobs, options.labels, options.wrong, things), content["made"], of)
+    assert (RESULTS / f"{stem(of)}.md").read_text(encoding="utf-8") == made
 
 
 RIVALS = ("plain", "weight decay", "dropout", "Gaussian noise", "label smoothing", "mixup", "Jacobian penalty")

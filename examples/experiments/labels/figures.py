@@ -23,9 +23,11 @@ STYLES = {  # Okabe and Ito's colours; ours are drawn broad
 }
 
 
-def draw(jobs, counts, path):
-    """Save the picture of the runs with right labels; return its path, None where there is nothing to show."""
+def draw(jobs, counts, title, things, path):
+    """Save the picture of the runs with right labels; return its path, None where there is no more than one count."""
     plain = {count: found for count in counts if (found := best(jobs, "plain", count, 0.0))}
+    if len(plain) < 2:
+        return None
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
     for family, (colour, marker, dash) in STYLES.items():
         gains = {count: _gains(best(jobs, family, count, 0.0), plain[count]) for count in plain}
@@ -39,10 +41,10 @@ def draw(jobs, counts, path):
         plt.close(figure)
         return None
     axis.axhline(0, color="#000000", linewidth=0.8)
-    axis.set(xscale="log", xlabel="labelled images", ylabel="accuracy gained over plain training, points")
+    axis.set(xscale="log", xlabel=f"labelled {things}", ylabel="accuracy gained over plain training, points")
     axis.set_xticks(list(plain), [f"{count:,}" for count in plain])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_title("MNIST with few labels: each family at its best by validation")
+    axis.set_title(f"{title}, with few labels: each family at its best by validation")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=10)

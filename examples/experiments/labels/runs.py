@@ -2,18 +2,16 @@
 
 import copy
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from examples.experiments.labels.subjects import SUBJECTS
 from examples.experiments.labels.ways import ALL, adversarial_smoothness, entropy, imbalance
-from examples.experiments.mnist.data import load
 from torchlipreg import LipschitzPenalty
 
-STEPS, BATCH, UNLABELLED_BATCH, RATE = 1_500, 64, 128, 1e-3
+BATCH, UNLABELLED_BATCH, RATE = 64, 128, 1e-3
 LOOK = 50  # steps between two looks at the validation labels, for early stopping
 VALIDATION = 1_000  # at most; never more than there are labels to train on
 
@@ -28,28 +26,32 @@ class Run:
     split: str
     quick: bool
     out: Path
+    of: str = "mnist"
 
     @property
     def path(self):
-        wrong = f"-wrong{self.wrong:g}" if self.wrong else ""
-        return self.out / f"{self.way}-{self.labels}{wrong}-{self.seed}.json"
+        wrong, of = f"-wrong{self.wrong:g}" if self.wrong else "", "" if self.of == "mnist" else f"{self.of}-"
+        return self.out / f"{of}{self.way}-{self.labels}{wrong}-{self.seed}.json"
 
     def settings(self):
         of_training = {"steps": self.steps, "batch": BATCH, "learning_rate": RATE, "labels": self.labels}
-        return ALL[self.way].settings() | of_training | {"wrong": self.wrong, "split": self.split, "quick": self.quick}
+        of = {} if self.of == "mnist" else {"of": self.of}  # as in records from before there were others
+        where = {"wrong": self.wrong, "split": self.split, "quick": self.quick}
+        return ALL[self.way].settings() | of_training | where | of
 
     @property
     def steps(self):
-        return 60 if self.quick else ALL[self.way].steps or STEPS
+        return 60 if self.quick else ALL[self.way].steps or SUBJECTS[self.of].steps
 
     def make(self):
         torch.set_num_threads(1)
-        data = load(self.data, self.split, self.quick)
+        subject = SUBJECTS[self.of]
+        data = subject.load(self.data, self.split, self.quick)
         chosen, held_out = chosen_rows(data.train_y, self.labels, self.seed)
         labels = spoiled(data.train_y[chosen], self.wrong, self.seed)
         few = data.train_x[chosen], labels
         validation = data.train_x[held_out], data.train_y[held_out]
-        net = trained(ALL[self.way], few, validation, data.train_x, self.steps, self.seed)
+        net = trained(ALL[self.way], few, validation, data.train_x, self.steps, self.seed, subject.build)
         found = {f"{name} of validation": value for name, value in quality(net, *validation).items()}
         return found | quality(net, data.x, data.y)
 
@@ -73,19 +75,11 @@ def spoiled(y, share, seed):
     return torch.where(spoilt, (y + torch.randint(1, classes, y.shape, generator=generator)) % classes, y)
 
 
-def build(inputs, dropout):
-    widths = (inputs, 200, 80, 10)
-    layers = [nn.Flatten()]
-    for a, b in pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
-    return nn.Sequential(*layers[: -2 if dropout else -1])
-
-
-def trained(way, few, validation, images, steps, seed):
+def trained(way, few, validation, images, steps, seed, build):
     """Return a trained network in eval mode."""
     torch.manual_seed(seed)
     (x, y), rows = few, torch.Generator().manual_seed(seed)
-    net = build(x[0].numel(), way.dropout)
+    net = build(x[0], int(y.max()) + 1, way.dropout)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=way.weight_decay)
     penalty = None if way.penalty is None else LipschitzPenalty(**{"seed": seed} | way.penalty)
     best, kept = -1.0, None

@@ -24,7 +24,7 @@ def best(jobs, family, count, wrong):
     return chosen, members[chosen]
 
 
-def table(jobs, number, counts, wrong=0.0):
+def table(jobs, number, counts, wrong=0.0, things="images"):
     """A row for each family, a column for each count that was run; `number` is "accuracy" or "nll"."""
     families = dict.fromkeys(ALL[job.way].family for job in jobs)
     found = {(family, count): best(jobs, family, count, wrong) for family in families for count in counts}
@@ -37,14 +37,14 @@ def table(jobs, number, counts, wrong=0.0):
             rows.append([family, *cells])
     what = {"accuracy": "accuracy in per cent", "nll": "negative log-likelihood"}[number]
     spoilt = f", {100 * wrong:g} % of the labels wrong" if wrong else ""
-    notes = (
-        "In brackets: the member of the family that is best on as many validation labels (at most 1,000). "
-        "unlabelled: the other training images are seen without their labels; VAT: virtual adversarial training."
-    )
+    notes = "In brackets: the member of the family that is best on as many validation labels (at most 1,000)."
+    if any(family.startswith("unlabelled") for family, *_ in rows):
+        notes += f" unlabelled: the other training {things} are seen without their labels;"
+        notes += " VAT: virtual adversarial training."
     spread_of = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     if seeds > 1:
         notes += " A number without ± is of one seed."
-    title = f"few labels: {what} on the test images{spoilt}, {spread_of}"
+    title = f"few labels: {what} on the test {things}{spoilt}, {spread_of}"
     return Table(title, ["training", *(f"{count:,} labels" for count in counts)], rows, notes)
 
 
@@ -55,6 +55,6 @@ def _cell(way, records, number):
     return f"{numbers} ({member})" if any(c.isdigit() for c in member) else numbers
 
 
-def tables(jobs, counts, shares):
-    made = [table(jobs, number, counts, wrong) for wrong in shares for number in ("accuracy", "nll")]
+def tables(jobs, counts, shares, things="images"):
+    made = [table(jobs, number, counts, wrong, things) for wrong in shares for number in ("accuracy", "nll")]
     return [of for of in made if of.rows]
