@@ -19,6 +19,7 @@ STYLES = {  # Okabe and Ito's colours; ours are drawn broad
     "noise and smoothing": ("#CC79A7", "P", ":"),
     "tv ℓ∞, ε .1": ("#009E73", "o", "-"),
     "tv ℓ∞, ε .2": ("#F0E442", "o", "-"),
+    "tv ℓ∞, ε 8/255": ("#F0E442", "s", "-"),
     "tv ℓ2, ε 1": ("#0072B2", "o", "-"),
 }
 

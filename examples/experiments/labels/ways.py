@@ -115,6 +115,7 @@ WAYS = {
     **{f"noise-{v:g}": Way("Gaussian noise", gaussian_noise, {"sigma": v}) for v in (0.4, 0.2)},
     **{f"tv-inf-{v:g}": Way("tv ℓ∞, ε .1", penalty=tv(v, math.inf, 0.1)) for v in (0.1, 0.3)},
     **{f"tv-inf-far-{v:g}": Way("tv ℓ∞, ε .2", penalty=tv(v, math.inf, 0.2)) for v in (0.1, 0.3)},
+    **{f"tv-pixel-{v:g}": Way("tv ℓ∞, ε 8/255", penalty=tv(v, math.inf, 8 / 255)) for v in (0.1, 0.3)},
     **{f"tv-2-{v:g}": Way("tv ℓ2, ε 1", penalty=tv(v, 2, 1.0)) for v in (0.1, 0.3)},
     **{f"smoothing-{v:g}": Way("label smoothing", label_smoothing, {"smoothing": v}) for v in (0.1, 0.3)},
     **{f"mixup-{v:g}": Way("mixup", mixup, {"alpha": v}) for v in (1.0, 0.3)},
