@@ -6,6 +6,7 @@ import json
 import math
 import os
 import statistics
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -98,17 +99,19 @@ def test_every_way_trains():
 @pytest.mark.parametrize("name", ["mnist", "mnist-conv", "cancer", "wine"])
 def test_every_subject_is_loaded_and_has_a_network(name):
     from examples.experiments.labels.runs import chosen_rows
-    from examples.experiments.labels.subjects import SUBJECTS
+    from examples.experiments.labels.subjects import SUBJECTS, with_dropout
 
     subject = SUBJECTS[name]
     data, validation = (subject.load("", split, True) for split in ("test", "validation"))
     assert len(data.train_x) > len(validation.train_x) or subject.things == "images"
     assert not {tuple(row.flatten().tolist()) for row in data.x} & {tuple(r.flatten().tolist()) for r in data.train_x}
     classes = len(data.train_y.unique())
-    for dropout in (0.0, 0.5):
-        net = subject.build(data.x[0], classes, dropout)
-        assert net(data.x[:7]).shape == (7, classes)
-        assert sum(isinstance(m, nn.Dropout) for m in net) == (2 if dropout else 0)
+    net = subject.build(data.x[0], classes)
+    assert net(data.x[:7]).shape == (7, classes)
+    assert torch.equal(with_dropout(net, 0.0)(data.x[:7]), net(data.x[:7]))
+    dropping = with_dropout(net, 0.5)
+    assert [type(b) for a, b in pairwise(dropping) if isinstance(a, nn.Dropout)] == [nn.Linear] * 2
+    assert not isinstance(dropping[1], nn.Dropout)
     if subject.things == "rows":
         torch.testing.assert_close(data.train_x.mean(0), torch.zeros(data.x.shape[1]), atol=1e-4, rtol=0)
         for count in subject.counts:
@@ -125,7 +128,7 @@ def test_photographs_and_their_network():
     subject = SUBJECTS["cifar"]
     data = subject.load(folder, "validation", False)
     assert len(data.x) == HELD_OUT
-    assert subject.build(data.x[0], 10, 0.5)(data.x[:3]).shape == (3, 10)
+    assert subject.build(data.x[0], 10)(data.x[:3]).shape == (3, 10)
     assert subject.title(folder) == "CIFAR-10 (JPEG copies)"
 
 

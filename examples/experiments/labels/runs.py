@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from examples.experiments.labels.subjects import SUBJECTS
+from examples.experiments.labels.subjects import SUBJECTS, with_dropout
 from examples.experiments.labels.ways import ALL, adversarial_smoothness, entropy, imbalance
 from torchlipreg import LipschitzPenalty
 
@@ -79,7 +79,7 @@ def trained(way, few, validation, images, steps, seed, build):
     """Return a trained network in eval mode."""
     torch.manual_seed(seed)
     (x, y), rows = few, torch.Generator().manual_seed(seed)
-    net = build(x[0], int(y.max()) + 1, way.dropout)
+    net = with_dropout(build(x[0], int(y.max()) + 1), way.dropout)
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=way.weight_decay)
     penalty = None if way.penalty is None else LipschitzPenalty(**{"seed": seed} | way.penalty)
     best, kept = -1.0, None

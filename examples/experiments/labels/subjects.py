@@ -9,9 +9,10 @@ import torch
 from sklearn.datasets import load_breast_cancer, load_wine
 from torch import nn
 
-from examples.experiments.cifar.nets import Normalise
+from examples.experiments.cifar.nets import Normalise, conv
 from examples.experiments.common import cifar
 from examples.experiments.common.experiment import Data
+from examples.experiments.mnist.data import build as build_for_mnist
 from examples.experiments.mnist.data import load as load_mnist
 
 HELD_OUT = 10_000  # of CIFAR-10's training images, to choose settings by
@@ -26,7 +27,7 @@ class Subject:
         network: In words.
         things: What one has few labels of.
         load: (folder, split, quick) -> Data.
-        build: (an input, number of classes, rate of dropout) -> network.
+        build: (an input, number of classes) -> a sequence of layers.
         counts: Of labels.
         steps: Of training.
     """
@@ -41,44 +42,30 @@ class Subject:
 
 
 def mlp(*hidden):
-    def build(x, classes, dropout):
-        layers = [nn.Flatten()]
-        for a, b in pairwise((x.numel(), *hidden, classes)):
-            layers += [nn.Linear(a, b), nn.ReLU(), *_dropout(dropout)]
-        return nn.Sequential(*layers[: -2 if dropout else -1])
+    def build(x, classes):
+        widths = (x.numel(), *hidden, classes)
+        layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+        return nn.Sequential(nn.Flatten(), *layers[:-1])
 
     return build
 
 
-def conv_net(x, classes, dropout):
-    """Of two layers, for images of one channel."""
-    side = x.shape[-1] // 4
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 4, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 4, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        *_dropout(dropout),
-        nn.Linear(32 * side**2, 100),
-        nn.ReLU(),
-        *_dropout(dropout),
-        nn.Linear(100, classes),
-    )
+def conv_net(x, classes):
+    return build_for_mnist("conv", quick=x.shape[-1] == 8)
 
 
-def deeper_conv_net(x, classes, dropout):
-    """Of four layers, for photographs; it normalises them itself, so that ε counts pixels."""
-    channels, layers = 3, [Normalise()]
-    for outputs, stride in ((24, 2), (48, 2), (96, 1), (96, 2)):
-        layers += [nn.Conv2d(channels, outputs, 3, stride, padding=1), nn.ReLU()]
-        channels = outputs
-    pooled = nn.AdaptiveAvgPool2d(2), nn.Flatten()
-    return nn.Sequential(*layers, *pooled, *_dropout(dropout), nn.Linear(4 * channels, classes))
+def conv_net_for_photographs(x, classes):
+    return nn.Sequential(Normalise(), *conv())
 
 
-def _dropout(rate):
-    return [nn.Dropout(rate)] if rate else []
+def with_dropout(net, rate):
+    """The same layers, with Dropout in front of each linear layer that is not the first."""
+    layers = []
+    for layer in net:
+        follows = any(isinstance(m, (nn.Linear, nn.Conv2d)) for m in layers)
+        layers += [nn.Dropout(rate)] if rate and follows and isinstance(layer, nn.Linear) else []
+        layers.append(layer)
+    return nn.Sequential(*layers)
 
 
 @functools.cache
@@ -112,7 +99,7 @@ def _named(title):
 SUBJECTS = {
     "mnist": Subject(_named("MNIST"), "MLP", "images", load_mnist, mlp(200, 80), (100, 300, 1_000, 3_000, 10_000)),
     "mnist-conv": Subject(_named("MNIST"), "conv net", "images", load_mnist, conv_net, (100, 1_000, 10_000)),
-    "cifar": Subject(cifar.name, "conv net", "images", load_cifar, deeper_conv_net, (1_000, 4_000)),
+    "cifar": Subject(cifar.name, "conv net", "images", load_cifar, conv_net_for_photographs, (1_000, 4_000)),
     "cancer": Subject(
         _named("breast cancer, Wisconsin"),
         "MLP",
