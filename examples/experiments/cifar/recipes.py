@@ -23,7 +23,6 @@ def tv(weight, share=1.0, pixels=8, label="√softmax", **options):
     radius = {"radius": pixels * PIXEL, "scale": pixels * PIXEL, "input_norm": math.inf}
     penalty = {"method": "tv", "weight": weight, "output": root_probabilities} | radius | part | options
     words += {1: "", 2: " every 2nd step", 4: " every 4th step"}[options.get("interval", 1)]
-    words += ", one-sided" if options.get("one_sided") else ""
     return Recipe(f"tv on {label}, {words} ({weight:g})" + (f", ε {pixels}" if pixels != 8 else ""), penalty=penalty)
 
 
@@ -53,8 +52,6 @@ RIVALS = {
 OURS = {
     "tv-eighth-20": tv(20, 1 / 8),
     "logits-quarter": tv_logits(0.3, 1 / 4),
-    "tv-one-sided": tv(20, 1 / 4, one_sided=True),
-    "tv-one-sided-10": tv(10, 1 / 4, one_sided=True),
     "tv-alternate": tv(10, 1 / 4, interval=2),
     "tv-fourth": tv(10, 1 / 4, interval=4),
     "tv-tenth": tv(10, 1 / 10),

@@ -144,12 +144,20 @@ UNLABELLED = {
     "vat-decided": Way("unlabelled: VAT and entropy", unlabelled="adversarial", decided=0.1, warmup=300),
     **{
         f"{name}-balanced{length}": Way(
-            f"{family}{words}", unlabelled=kind, penalty=penalty, warmup=300, balanced=0.4, steps=steps
+            f"{family} and balance{words}",
+            unlabelled=kind,
+            penalty=penalty and unlabelled(weight),
+            warmup=300,
+            balanced=balance,
+            steps=steps,
         )
-        for length, words, steps in (("", " and balance", None), ("-long", " and balance, 6,000 steps", 6_000))
+        for length, words, steps, weight, balance in (
+            ("", "", None, 1.0, 0.4),
+            ("-long", ", 6,000 steps", 6_000, 10.0, 1.0),
+        )
         for name, family, kind, penalty in (
             ("vat", "unlabelled: VAT", "adversarial", None),
-            ("tv-unlabelled", "unlabelled: tv on √softmax, ℓ2", "penalty", unlabelled(1.0)),
+            ("tv-unlabelled", "unlabelled: tv on √softmax, ℓ2", "penalty", True),
         )
     },
 }
