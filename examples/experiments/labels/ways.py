@@ -146,7 +146,7 @@ UNLABELLED = {
         f"{name}-balanced{length}": Way(
             f"{family} and balance{words}",
             unlabelled=kind,
-            penalty=penalty and unlabelled(weight),
+            penalty=unlabelled(weight) if kind == "penalty" else None,
             warmup=300,
             balanced=balance,
             steps=steps,
@@ -155,9 +155,9 @@ UNLABELLED = {
             ("", "", None, 1.0, 0.4),
             ("-long", ", 6,000 steps", 6_000, 10.0, 1.0),
         )
-        for name, family, kind, penalty in (
-            ("vat", "unlabelled: VAT", "adversarial", None),
-            ("tv-unlabelled", "unlabelled: tv on √softmax, ℓ2", "penalty", True),
+        for name, family, kind in (
+            ("vat", "unlabelled: VAT", "adversarial"),
+            ("tv-unlabelled", "unlabelled: tv on √softmax, ℓ2", "penalty"),
         )
     },
 }
