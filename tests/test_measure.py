@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import Seen
 
-from torchlipreg import lipschitz_lower_bound, operator_norm
+from torchlipreg import LipschitzPenalty, gradient_ratio, lipschitz_lower_bound, operator_norm
 
 NORMS = [1, 2, math.inf]
 TRACTABLE = [(p, q) for p in NORMS for q in NORMS if p == 1 or q == math.inf or p == q == 2]
@@ -212,3 +212,27 @@ def test_a_measurement_warns_once_and_at_the_line_that_asked_for_it():
         lipschitz_lower_bound(lambda z: z - z.mean(0), x, radius=0.1, batch_size=16)
     assert len(caught) == 1
     assert caught[0].filename == __file__
+
+
+HALF_INSIDE = {
+    "cast before": lambda net: lambda z: net(z.bfloat16()),
+    "cast back": lambda net: lambda z: net(z.bfloat16()).float(),
+}
+
+
+@pytest.mark.parametrize("radius", [None, 3.0, 0.5])
+@pytest.mark.parametrize("of_net", HALF_INSIDE.values(), ids=HALF_INSIDE)
+def test_half_precision_inside_makes_no_bound_too_large(of_net, radius):
+    net = nn.Linear(8, 4, bias=False).bfloat16().requires_grad_(False)
+    exact = torch.linalg.matrix_norm(net.weight.double(), 2).item()
+    found = lipschitz_lower_bound(of_net(net), torch.randn(64, 8), radius=radius)
+    assert 0.5 * exact < found <= exact
+
+
+@pytest.mark.compiler
+def test_the_ratio_of_a_compiled_model_names_the_way_out():
+    net = torch.compile(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), backend="aot_eager")
+    x, penalty = torch.randn(8, 6), LipschitzPenalty("tv")
+    out = net(x)
+    with pytest.raises(RuntimeError, match="module that was compiled"):
+        gradient_ratio(out.square().sum(), penalty(net, x, out), net.parameters())

@@ -35,7 +35,7 @@ from torchlipreg.geometry.rules import Power
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.inspection import Inspector
+from torchlipreg.model.inspection import Inspector, observing
 from torchlipreg.model.modules import compute_dtype
 from torchlipreg.model.seen import HIDDEN_INPUT
 from torchlipreg.notice import warn_user
@@ -292,7 +292,15 @@ def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Ten
 def _gradient_size(value: Tensor, parameters: list[Tensor]) -> float:
     if not value.requires_grad:
         return 0.0
-    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    try:
+        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if "donated buffer" not in str(error):
+            raise
+        raise RuntimeError(
+            "A compiled model frees what its backward needs, so that two cannot be taken. Compare the gradients with "
+            "the module that was compiled, or once before it is."
+        ) from error
     squares = [g.double().square().sum() for g in gradients if g is not None]
     return math.sqrt(sum(float(square) for square in squares))
 
@@ -367,10 +375,12 @@ def _verified(pairs: PairSet, q: PairQuotient, fixed: Callable[..., AbstractCont
 def _less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
     """Return the largest quotient less what rounding may add: of the derivative, in float64, next to nothing."""
     q.f = f
-    at_x, at_x_prime = f(pairs.x), f(pairs.x_prime)
-    if q.resolution.limit and at_x.dtype == torch.float64:
+    with observing(f) as observer:
+        at_x, at_x_prime = f.uncompiled()(pairs.x), f.uncompiled()(pairs.x_prime)
+    dtype = observer.dtype or at_x.dtype  # half precision inside, which a wider output hides
+    if q.resolution.limit and dtype == torch.float64:
         return q(pairs).amax()
-    error = ROUNDING * torch.finfo(at_x.dtype).eps * (at_x.abs() + at_x_prime.abs())
+    error = ROUNDING * torch.finfo(dtype).eps * (at_x.abs() + at_x_prime.abs())
     return q.of(((at_x_prime - at_x).abs() - error).clamp_min(0), pairs).amax()
 
 

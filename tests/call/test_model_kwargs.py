@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from zoo import METHODS, bare, gradients
 
+from torchlipreg import LipschitzPenalty
+
 PERSISTENT, LOCAL = METHODS[:2], METHODS[2:]
 NUMBERS = {"weight": 1.0, "ascent_steps": 2}
 
@@ -194,3 +196,28 @@ def test_choose_takes_the_masks_of_its_rows():
     pairs = chooses.pairs
     q = (net(pairs.x_prime, mask=mask[rows]) - net(pairs.x, mask=mask[rows])).norm(dim=1)
     torch.testing.assert_close(value, (q / (pairs.x_prime - pairs.x).flatten(1).norm(dim=1)).square().mean())
+
+
+class Recurrent(nn.Module):
+    """Takes a hidden state of the whole batch, whose rows are not on its first axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.GRU(5, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x, h0):
+        return self.head(self.body(x, h0)[0][:, -1])
+
+
+@pytest.mark.parametrize("given", ["model_kwargs", "closure"])
+def test_inputs_of_a_whole_batch_serve_in_every_call(given, monkeypatch):
+    """Where f is only asked for points in the loop's rows, so are the looks now and then."""
+    monkeypatch.setattr("torchlipreg.model.inspection.AGAIN", 4)
+    net, penalty = Recurrent(), LipschitzPenalty("tv", 0.05, radius=0.1)
+    for _ in range(9):
+        x, h0 = torch.randn(40, 7, 5), torch.randn(1, 40, 8)
+        model, more = (net, {"h0": h0}) if given == "model_kwargs" else (lambda z, h0=h0: net(z, h0), {})
+        for update in (True, False):
+            out = net(x, h0)
+            (out.square().mean() + penalty(model, x, out, update=update, model_kwargs=more)).backward()
+    assert penalty.share is not None

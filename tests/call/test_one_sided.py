@@ -30,6 +30,41 @@ def test_the_gradient_is_that_of_the_moved_end(method, give, build):
     assert (gradients(net) - found).norm() > 0.1 * found.norm()
 
 
+@pytest.mark.parametrize("build", [mlp, dropout_net])
+def test_so_it_is_at_the_last_calls_pairs(build):
+    """As with closures of L-BFGS and with SAM."""
+    net, x = build().double().eval(), torch.randn(8, 6, dtype=torch.float64)
+    penalty = bare("tv", one_sided=True, **OPTIONS)
+    penalty(net, x, net(x)).backward()
+    wanted = gradients(net).clone()
+    net.zero_grad()
+    penalty(net, x, net(x), update=False).backward()
+    torch.testing.assert_close(gradients(net), wanted)
+
+
+def test_a_radius_that_falls_under_what_is_resolved_is_held_there(recwarn):
+    net, x = mlp(), torch.randn(8, 6)
+    penalty = bare("tv", one_sided=True, weight=1.0, radius=1e-3)
+    penalty(net, x)
+    assert not recwarn
+    penalty.radius = 1e-5
+    with pytest.warns(UserWarning, match=r"`radius`=1e-05 has fallen under .* it is held"):
+        value = penalty(net, x)
+    value.backward()
+    penalty.radius = 1e-6
+    recwarn.clear()
+    penalty(net, x)
+    assert not recwarn  # told once
+    found = gradients(net).double()
+    net = net.double()
+    net.zero_grad()
+    (x, x_prime), floor = penalty.pairs.map(torch.Tensor.double), penalty._state.floor
+    distance = (x_prime - x).norm(dim=1)
+    assert (distance <= 1.001 * floor).all()
+    assert (distance.max() > 0.9 * floor).all()
+    assert found.isfinite().all()
+
+
 def test_outputs_without_a_gradient_serve():
     net, x = mlp(), torch.randn(8, 6)
     with torch.no_grad():

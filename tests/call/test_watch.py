@@ -45,6 +45,17 @@ def test_it_is_near_the_exact_ratio(every_call, method, options):
     assert 0.3 < penalty.share / last < 3
 
 
+def test_a_ramp_of_the_users_own_at_zero_is_not_told(every_call, recwarn):
+    net, penalty = mlp(), bare("tv", 0.1)
+    for ramp, count in ((0.0, LOOKS + 5), (1.0, LATE - LOOKS)):
+        for _ in range(count):
+            x = torch.randn(16, 6)
+            out = net(x)
+            (F.cross_entropy(out, x[:, :3].argmax(1)) + ramp * penalty(net, x, out)).backward()
+        assert (penalty.share is None) == (ramp == 0)
+    assert not recwarn
+
+
 @pytest.mark.parametrize("loss_scale", [1 / 4, 65536.0])
 def test_accumulation_and_loss_scaling_do_not_show(every_call, loss_scale):
     shares = []

@@ -15,6 +15,7 @@ from torchlipreg.call.watch import ROWS, Watch
 from torchlipreg.geometry.norms import row_norm
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.geometry.quotient import PairQuotient
+from torchlipreg.model.closeness import without_masks
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.side import take_rows
@@ -37,7 +38,14 @@ class Looks:
     watch: Watch
 
     def __call__(
-        self, f: FixedFunction, q: PairQuotient, carried: Carried, valid: Tensor | None, quotients: Tensor
+        self,
+        f: FixedFunction,
+        q: PairQuotient,
+        carried: Carried,
+        valid: Tensor | None,
+        quotients: Tensor,
+        *,
+        whole: bool,
     ) -> None:
         """Look, in those calls in which it is due.
 
@@ -47,20 +55,29 @@ class Looks:
             carried: Pairs with their side inputs.
             valid: Which of the pairs count, shape (N,), bool; None for all.
             quotients: Of the pairs, shape (N, *).
+            whole: The model takes all rows of the batch, or none.
         """
         for caution in f.cautions:
             self.state.warn_once(caution)
         if self.inspector.due():
-            some = f.given(take_rows(carried.side, slice(ROWS)))
-            self.inspector.look_again(some, carried.pairs.x[:ROWS].detach())
+            rows = slice(None if whole else ROWS)
+            some = f.given(take_rows(carried.side, rows))
+            self.inspector.look_again(some, carried.pairs.x[rows].detach())
         if self.watch.due():
-            self._watch(f, q, carried, valid, quotients)
+            self._watch(f, q, carried, valid, quotients, whole=whole)
 
     def _watch(
-        self, f: FixedFunction, q: PairQuotient, carried: Carried, valid: Tensor | None, quotients: Tensor
+        self,
+        f: FixedFunction,
+        q: PairQuotient,
+        carried: Carried,
+        valid: Tensor | None,
+        quotients: Tensor,
+        *,
+        whole: bool,
     ) -> None:
         """Let the watch see the value's gradient at some pairs (max: the largest), in a graph of its own."""
-        count = min(ROWS, len(quotients))
+        count = len(quotients) if whole else min(ROWS, len(quotients))
         if count < 2 or f.is_sharded:
             return
         largest = self.settings.method == "max"
@@ -79,4 +96,4 @@ def rounding(q: PairQuotient, pairs: PairSet, quotients: Tensor, fx: Tensor) -> 
     if q.resolution.limit:  # a derivative, which is not a difference of rounded values
         return fx.new_zeros(())
     moved = by_row(quotients.detach()) * pairs.distance(q.input_norm).detach()
-    return (torch.finfo(fx.dtype).eps * row_norm(fx.detach(), math.inf) / moved).nanmedian()
+    return (torch.finfo(fx.dtype).eps * row_norm(without_masks(fx.detach()), math.inf) / moved).nanmedian()

@@ -23,6 +23,7 @@ from torchlipreg.geometry.ascent import Objective, Rule, ascend
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.inspection import half
 from torchlipreg.model.modules import compute_dtype
 from torchlipreg.model.reuse import LoopOutputs, OutputReuse
 from torchlipreg.model.seen import Seen
@@ -78,7 +79,7 @@ class Step:
             q = self._quotient(f, region)
             again = None if self.update else self.state.on(points.device)
             if again is not None:
-                return self._as_before(q, f, again, points, side)
+                return self._as_before(q, f, region, again, points, side)
             loop = self._looked_at(x, outputs, side, region)
             batch = method.batch(points, side, outputs, self.rng)
             rule, objective = climbing(region, q, batch.x)
@@ -89,7 +90,7 @@ class Step:
                 carried = self._ascend(rule, objective, region, batch, carried)
             quotients = q(carried.pairs, batch.valid)
             if self.update:
-                self.looks(f, q, carried, batch.valid, quotients)
+                self.looks(f, q, carried, batch.valid, quotients, whole=seen.whole)
         value = self._reduce(quotients, batch.valid)
         if self.update:
             self.remember = partial(method.remember, self.state, carried, batch, by_row(quotients.detach()))
@@ -122,7 +123,8 @@ class Step:
         """Look at a model before its first call: some forwards, and a backward."""
         with self._fixed(model, rest, len(points), None) as f:
             some = points if len(points) else points.new_zeros(1, *points.shape[1:])
-            seen = self.looks.inspector.look(model, f.given(side), some, gradient=torch.is_grad_enabled())
+            part = f.given(take_rows(side, slice(half(some)))) if self.settings.aligned else None
+            seen = self.looks.inspector.look(model, f.given(side), some, part=part, gradient=torch.is_grad_enabled())
             if not self.settings.aligned:
                 self.looks.inspector.look_at_another_number(f.given(side), some)
         for caution in seen.cautions():
@@ -138,17 +140,30 @@ class Step:
         if self.state.floor is not None:
             if error is not None:
                 raise error
-            return Resolution(self.radius, self.state.floor)
+            return self._resolved(Resolution(self.radius, self.state.floor))
         dtype = seen.dtype or compute_dtype(model, points)
         return first_look(self.settings, self.radius, dtype, points, error, self.state.warn_once)
 
+    def _resolved(self, resolution: Resolution) -> Resolution:
+        """Return a resolution; one that has shrunk to the limit stays above it where f(x) is a target."""
+        if not (self.settings.one_sided and resolution.limit):
+            return resolution
+        self.state.warn_once(
+            f"`radius`={self.radius:g} has fallen under what the model's dtype resolves for such inputs, "
+            f"{resolution.floor:.2g}, where with `one_sided`=True it is held: a derivative has no f(x) to hold as a "
+            "target.",
+            key="held",
+        )
+        return resolution._replace(radius=resolution.floor)
+
     def _as_before(
-        self, q: PairQuotient, f: FixedFunction, previous: Carried, points: Tensor, side: SideRows
+        self, q: PairQuotient, f: FixedFunction, region: Region, previous: Carried, points: Tensor, side: SideRows
     ) -> Tensor:
         """Return the value at the last call's pairs, of those that count."""
         valid = None if self.state.valid is None else self.state.valid.to(points.device)
-        self._follow(f, previous, points, side)
+        fx = self._follow(f, previous, points, side)
         q.f = f.given(previous.side)
+        q.fx = self._at(q.f, previous.pairs.x, fx) if region.shares_fx else None
         return self._reduce(q(previous.pairs, valid), valid)
 
     def _looked_at(self, x: Tensor, outputs: Any, side: SideRows, region: Region) -> LoopOutputs | None:
@@ -170,13 +185,17 @@ class Step:
         fx = self._follow(f, carried, batch.x, batch.side)
         if not region.shares_fx:
             return None
-        target = self.settings.one_sided
-        if loop is not None and self.reuse.allowed(f, loop, needs_gradient=not target, moves=moves):
+        if loop is not None and self.reuse.allowed(f, loop, needs_gradient=not self.settings.one_sided, moves=moves):
             fx = loop.y if batch.rows is None else loop.y[batch.rows]
             fx = fx if len(fx) else loop.y.new_zeros(len(batch.x), *loop.y.shape[1:])
-        elif fx is None:
+        return self._at(f.given(carried.side), carried.pairs.x, fx)
+
+    def _at(self, f: FixedFunction, x: Tensor, fx: Tensor | None) -> Tensor:
+        """Return f(x) at points that stay, by a forward unless it is known: a mere target has no gradient."""
+        target = self.settings.one_sided
+        if fx is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not target):
-                fx = f.given(carried.side)(carried.pairs.x)
+                fx = f(x)
         return fx.detach() if target else fx
 
     def _ascend(self, rule: Rule, objective: Objective, region: Region, batch: Batch, carried: Carried) -> Carried:

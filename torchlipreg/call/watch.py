@@ -96,7 +96,7 @@ class Watch:
         if found is None:
             return
         share, stretch, rounding = found
-        if not share < NO_TASK:  # a backward of the penalty alone, or a step that overflowed
+        if not share < NO_TASK:  # a backward of the penalty alone, one without it, or a step that overflowed
             return
         self.share = share
         found_now = {
@@ -149,6 +149,7 @@ class _Look:
         if self.loss_scale is not None and len(self.done) == len(self.task) == len(self.weights):
             share = self.loss_scale.abs() * _norm(self.gradients) / _norm(list(self.task.values()))
             growth = (self.task[0] * self.weights[0].detach()).sum().abs() * (self.factor / self.loss_scale).abs()
+            share = torch.where(self.loss_scale == 0, torch.nan, share)  # the user's own ramp, which is at zero
             self.note(torch.stack([share, growth / self.variance, self.rounding.to(share)]))
             self.unhook()
 

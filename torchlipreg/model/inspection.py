@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -13,12 +14,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from torchlipreg.model.closeness import differs
 from torchlipreg.model.function import FixedFunction, forked
 from torchlipreg.model.later import Later
 from torchlipreg.model.modules import unwrap
 from torchlipreg.model.reuse import AGAIN, TOLERANCE
 from torchlipreg.model.search import find_modules
-from torchlipreg.model.seen import Seen, random_values
+from torchlipreg.model.seen import Seen, not_finite, random_values
 
 HALF = (torch.float16, torch.bfloat16)
 COUPLING = 1e-3  # relative to the largest output: other rows move a row by more, rounding does not (half: 32 times)
@@ -37,16 +39,25 @@ class Inspector:
         seen, roots = self._seen.get(_identity(model), (None, []))
         return None if any(root() is None for root in roots) else seen  # another may have got a dead one's id
 
-    def look(self, model: Callable[..., Any], f: FixedFunction, x: Tensor, *, gradient: bool = True) -> Seen:
+    def look(
+        self,
+        model: Callable[..., Any],
+        f: FixedFunction,
+        x: Tensor,
+        *,
+        part: FixedFunction | None = None,
+        gradient: bool = True,
+    ) -> Seen:
         """Look at a model: four forwards and a backward to its input, whose values are waited for.
 
-        One forward more if it carries something on, or hides its input. No other depends on values, which differ
-        between ranks: a model may communicate in its forward. Where FSDP shards it there is no backward.
+        One forward more for ``part``, if it carries something on, or hides its input. No other depends on values,
+        which differ between ranks: a model may communicate in its forward. Where FSDP shards it there is no backward.
 
         Args:
             model: As the user gave it.
             f: The same as a fixed function.
             x: Data points, raw, shape (N, *), N ≥ 1.
+            part: The same with side inputs for the first half of the rows: does the model take a part of a batch?
             gradient: Look at the gradient to the input, too.
 
         Returns:
@@ -55,22 +66,21 @@ class Inspector:
         f, x = f.uncompiled(), x.nan_to_num(0.0, 0.0, 0.0)
         with f.eagerly(), f.meeting(), forked(x.device):
             f.watch_traces()
-            observer, before = _Observer(), _rng_state(x)
-            if f.is_sharded:
+            before = _rng_state(x)
+            with observing(f) as observer:
                 y = f(x).detach()
-            else:
-                with observer:
-                    y = f(x).detach()
             carries, draws = f.left_something(), not torch.equal(before, _rng_state(x))
             moves = carries and (f.is_sharded or not torch.equal(y, f(x).detach()))
             f.carry(carries)
             again = f(x).detach()
             error = None if _close(y, again, TOLERANCE) else random_values(observer.drawn, y, again)
+            error = error if y.isfinite().all() else not_finite(y)
+            whole = part is not None and _values(part.uncompiled(), x[: half(x)]) is None
             coupled, varies = _of_other_rows(f, x, y, COUPLING if observer.dtype is None else 32 * COUPLING)
             graph, hidden, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
         sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
         hidden, flat = hidden and sure, flat and varies
-        seen = Seen(observer.dtype, carries, moves, draws, error, coupled and sure, graph, hidden, flat)
+        seen = Seen(observer.dtype, carries, moves, draws, error, coupled and sure, graph, hidden, flat, whole)
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
         self._seen[_identity(model)] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen
@@ -120,10 +130,18 @@ class Inspector:
         with f.eagerly(), forked(x.device):
             f = f.unseeded()
             y, again = f(x).detach(), f(x).detach()
-            self._later.send(((y - again).abs().amax() > TOLERANCE * y.abs().amax()).float().reshape(1))
+            self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
 
 
-class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+@contextlib.contextmanager
+def observing(f: FixedFunction) -> Iterator[Observer]:
+    """Give what sees each operation of the forwards inside, which are eager ones; where FSDP shards, it sees none."""
+    observer = Observer()
+    with f.eagerly(), contextlib.nullcontext() if f.is_sharded else observer:
+        yield observer
+
+
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees each operation of a forward."""
 
     supports_higher_order_operators = True
@@ -144,16 +162,19 @@ class _Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
+def half(x: Tensor) -> int:
+    """Return how many rows the first half of x, shape (N, *), has."""
+    return (len(x) + 1) // 2
+
+
 def _close(y: Tensor, again: Tensor, tolerance: float) -> bool:
-    return y.shape == again.shape and bool(
-        torch.isclose(y, again, rtol=0, atol=tolerance * float(y.abs().nan_to_num().amax()), equal_nan=True).all()
-    )
+    return y.shape == again.shape and not bool(differs(y, again, tolerance).any())
 
 
 def _of_other_rows(f: FixedFunction, x: Tensor, y: Tensor, tolerance: float) -> tuple[bool, bool]:
     """Say whether a row's values change with other rows, and whether they do with its own."""
-    stays = torch.zeros(len(x), dtype=torch.bool)  # half of them, at random so that neighbours are parted
-    stays[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: (len(x) + 1) // 2]] = True
+    stays = torch.zeros(len(x), dtype=torch.bool, device="cpu")  # half of them, at random so that neighbours are parted
+    stays[torch.randperm(len(x), generator=torch.Generator().manual_seed(0), device="cpu")[: half(x)]] = True
     stays = stays.to(x.device)
     shape = len(x), *[1] * (x.dim() - 1)
     moved = _values(f, torch.where(stays.view(shape), x, x[:1]))
@@ -184,7 +205,7 @@ def _values(f: FixedFunction, x: Tensor) -> Tensor | None:
     """Return f(x), None where the model fails there."""
     try:
         return f(x).detach()
-    except (RuntimeError, ValueError) as e:
+    except (RuntimeError, ValueError, IndexError) as e:
         if isinstance(e, torch.OutOfMemoryError):
             raise
         return None

@@ -16,12 +16,13 @@ class Seen(NamedTuple):
         carries: The forward leaves something on the modules, from which the next one would start.
         moves: Its values depend on that: after another forward the model is another function.
         draws: The forward draws random numbers of torch's, whether or not its values show it.
-        error: What to tell: two forwards at the same points gave different values. No exception, whose traceback would
-            keep the model alive.
+        error: What to tell: two forwards at the same points gave different values, or some are not finite. No
+            exception, whose traceback would keep the model alive.
         coupled: A row's values depend on the other rows.
         graph: The output has one.
         hidden: No graph reaches the input, on which its values depend.
         flat: One does, but the gradient to the input is zero, though the outputs differ from point to point.
+        whole: It takes the loop's batch, but no part of it.
     """
 
     dtype: torch.dtype | None
@@ -33,6 +34,7 @@ class Seen(NamedTuple):
     graph: bool
     hidden: bool
     flat: bool
+    whole: bool
 
     def cautions(self) -> list[str]:
         """Return what the user should know of such a model."""
@@ -68,4 +70,14 @@ def random_values(drawn: str | None, y: Tensor | None, again: Tensor | None) -> 
         f"forwards at the same points differ{off}.{cause} A difference quotient would measure the noise. Draw random "
         "numbers only where `self.training` is true, or give the penalty `stochastic`='same', which draws the same at "
         "both points of a pair."
+    )
+
+
+def not_finite(y: Tensor) -> str:
+    """Return the message for outputs that are not finite at finite points."""
+    strange = y[~y.isfinite()]
+    return (
+        f"Expected argument `model` to have finite outputs, but on the first batch {len(strange)} of {y.numel()} are "
+        f"{strange[0].item()}, whose difference is NaN. Mask with a finite number, say -1e9, or give an `output` that "
+        "takes masks, as torchlipreg.outputs.root_probabilities does."
     )
