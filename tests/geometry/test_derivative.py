@@ -229,7 +229,24 @@ def rows(x):
     return x.view(len(x), 2, 3)
 
 
+def matrices(x):
+    """Two-by-two matrices, positive definite, from rows of six numbers."""
+    h = rows(x)
+    return h @ h.mT + torch.eye(2, dtype=x.dtype)
+
+
+def with_matrices(f):
+    return lambda: lambda x: x + f(matrices(x), rows(x))
+
+
 NORM_LAYERS = {
+    "solve": with_matrices(lambda k, h: torch.linalg.solve(k, h).flatten(1)),
+    "solve from the right": with_matrices(lambda k, h: torch.linalg.solve(k, h.mT, left=False).flatten(1)),
+    "solve for vectors": with_matrices(lambda k, h: torch.linalg.solve(k, h[..., 0]).repeat(1, 3)),
+    "det": with_matrices(lambda k, h: torch.linalg.det(k)[:, None]),
+    "negative det": with_matrices(lambda k, h: k.flip(-1).det()[:, None]),
+    "logdet": with_matrices(lambda k, h: torch.logdet(k)[:, None]),
+    "slogdet": with_matrices(lambda k, h: torch.slogdet(k)[1][:, None] + torch.linalg.slogdet(-k).logabsdet[:, None]),
     "layer norm": lambda: nn.LayerNorm(6),
     "layer norm without parameters": lambda: nn.LayerNorm(6, elementwise_affine=False),
     "layer norm over two axes": lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.LayerNorm((2, 3)), nn.Flatten()),
@@ -303,6 +320,13 @@ def _check_gradient_of_derivative(net):
         "encoder",
         "normalize",
         "normalize of zeros",
+        "solve",
+        "solve from the right",
+        "solve for vectors",
+        "det",
+        "negative det",
+        "logdet",
+        "slogdet",
     ],
 )
 def test_plain_formulas_have_the_values_of_torch(name, dtype):

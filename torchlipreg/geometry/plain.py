@@ -14,11 +14,13 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class PlainFormulas(TorchFunctionMode):
-    """Run some operations by elementary ones for the length of the context: norms, GLU, hard sigmoid, ``F.normalize``.
+    """Run some operations by others for the length of the context: norms, GLU, hard sigmoid, determinants, ``solve``.
 
     torch's rules of the forward-mode derivatives of layer, instance and batch norms hold mean and variance constant.
     The derivative itself is right, but its gradient, which the limit ε → 0 needs, is silently wrong (pytorch issues
-    196699, 196700, 198017). Of those of GLU and hard sigmoid it has none, and that of ``F.normalize`` is NaN at zero.
+    196699, 196700, 198017). So it is with the LU decomposition, by which ``solve`` and determinants are computed (found
+    with torch 2.14; inverse, QR and Cholesky are right). Of those of GLU and hard sigmoid it has none, and that of
+    ``F.normalize`` is NaN at zero.
     Group norm, RMS norm and batch norm by running statistics are right.
     """
 
@@ -66,6 +68,36 @@ def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, o
     is_long = squares > eps**2
     length = torch.where(is_long, torch.where(is_long, squares, 1.0).sqrt(), eps)
     return input / length.to(input.dtype)
+
+
+def solve(A: Tensor, B: Tensor, *, left: bool = True, out: Tensor | None = None) -> Any:
+    """Return what ``torch.linalg.solve`` does, by the inverse."""
+    if out is not None:
+        return torch.linalg.solve(A, B, left=left, out=out)
+    inverse = torch.linalg.inv(A)
+    if B.dim() == 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1]):  # vectors
+        return (inverse @ B.unsqueeze(-1)).squeeze(-1)
+    return inverse @ B if left else B @ inverse
+
+
+def slogdet(A: Tensor) -> Any:
+    """Return what ``torch.linalg.slogdet`` does, by the diagonal of QR's triangle: sign and logarithm."""
+    exact = torch.linalg.slogdet(A.detach())
+    logarithm = torch.linalg.qr(A).R.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    return type(exact)((exact[0], logarithm))
+
+
+def det(A: Tensor) -> Tensor:
+    """Return what ``torch.linalg.det`` does."""
+    sign, logarithm = slogdet(A)
+    value: Tensor = sign * logarithm.exp()
+    return value
+
+
+def logdet(A: Tensor) -> Tensor:
+    """Return what ``torch.logdet`` does: NaN where the determinant is negative."""
+    sign, logarithm = slogdet(A)
+    return torch.where(sign < 0, torch.nan, logarithm)
 
 
 def _by_own_statistics(norm: Callable[..., Tensor], first_axis: tuple[int, ...]) -> Callable[..., Tensor]:
@@ -126,6 +158,10 @@ PLAIN: dict[Any, Callable[..., Any]] = {
     torch.batch_norm: _batch_norm,
     F.instance_norm: _functional(_instance_norm, "use_input_stats", default=True),
     torch.instance_norm: _instance_norm,
+    torch.linalg.solve: solve,
+    **dict.fromkeys((torch.linalg.det, torch.det, Tensor.det), det),
+    **dict.fromkeys((torch.linalg.slogdet, torch.slogdet, Tensor.slogdet), slogdet),
+    **dict.fromkeys((torch.logdet, Tensor.logdet), logdet),
 }
 
 
