@@ -22,6 +22,7 @@ from torchlipreg.model.parallelism import is_sharded
 FLAGS = frozenset(
     ("training", "dropout", "forward", "_compiled_call_impl", "attention_bias_cache", "_buffers", "_parameters")
 )
+FEW = 100  # things in a list or dict, whose tensors are cloned then
 RNNS = (nn.RNN, nn.LSTM, nn.GRU)  # not subclasses, which may read the flag for a dropout of their own
 
 
@@ -61,7 +62,7 @@ class FrozenState:
         self._kept = Kept()
         self._start: Kept | None = None
         self._thread = threading.get_ident()
-        self._plain: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._plain: list[tuple[Any, Any, Tensor]] = []
         self._private = PrivateBuffers(double=double)
         # Eval-mode BatchNorm keeps its running statistics for backward by reference: a later train-mode forward
         # would overwrite them, without an error, and the penalty's gradient would be wrong.
@@ -166,14 +167,22 @@ class FrozenState:
             values["attention_bias_cache"] = {}
         if not self.eager and "gradient_checkpointing" in values and _recomputes(m):
             values["forward"] = _checkpointed(m, values.get("forward", partial(type(m).forward, m)))
-        for name, value in extras:
-            if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
-                self._plain.append((values, name, value))  # which a forward may write in place
-                values[name] = value.clone()
+        self._clone_plain(values, extras)
+        if not self.is_sharded:  # where containers are not put back
+            for _, held in extras:
+                if isinstance(held, (list, dict)) and len(held) <= FEW:
+                    self._clone_plain(held, list(held.items() if isinstance(held, dict) else enumerate(held)))
         if m in self.buffers:
             self.norms.place(m)
         if self._double:
             _widen(values)
+
+    def _clone_plain(self, where: Any, held: list[tuple[Any, Any]]) -> None:
+        """Put clones of plain tensors in place, which a forward may write."""
+        for name, value in held:
+            if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
+                self._plain.append((where, name, value))
+                where[name] = value.clone()
 
 
 def _is_on_cudnn(m: nn.Module) -> bool:

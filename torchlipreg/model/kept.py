@@ -15,7 +15,7 @@ from torchlipreg.model.search import uses
 
 CONTAINERS = (list, dict, set, deque)
 HOLDING = (*CONTAINERS, tuple)
-LONG = 1000  # from there on a list is known by its length alone
+LONG = 1000  # from there on a list or dict is known by its length alone
 NESTED = 3  # containers inside of containers that are noted, too
 MOST = 10_000  # things in containers that are noted: a graph's table of neighbours is not what a forward collects in
 OWN = list(nn.Module().__dict__)  # which nearly all modules have first
@@ -27,7 +27,8 @@ class Kept:
     """Notes of what there is on some modules.
 
     Put back are a module's attributes and parameters by their identity, what the lists, dicts and sets among the
-    attributes hold, and what the module's forward hooks collect in those that they can reach. Not put back: the values
+    attributes hold, the attributes of dataclasses among them, and what the module's forward hooks collect in those that
+    they can reach. Not put back: the values
     of a tensor that is written in place (buffers and plain tensors are cloned for that, see
     :class:`torchlipreg.model.frozen.FrozenState`), and what a forward changes elsewhere, as in a global.
     """
@@ -67,6 +68,8 @@ class Kept:
         for _, value in extras:
             if isinstance(value, CONTAINERS):
                 self._note_container(value)
+            elif hasattr(type(value), "__dataclass_fields__") and hasattr(value, "__dict__"):
+                self._note_object(value)
         if m._forward_hooks or m._forward_pre_hooks:
             for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()):
                 self.note_function(hook)
@@ -76,7 +79,7 @@ class Kept:
         if id(value) in self._noted or (depth < NESTED and self._count > MOST):
             return
         self._noted.add(id(value))
-        if not isinstance(value, tuple) and len(value) > LONG:
+        if len(value) > (LONG if isinstance(value, (list, dict)) else MOST) and not isinstance(value, tuple):
             self._containers.append((value, len(value)))
             return
         inside = _plain_copy(value)  # of which another thread does not take away while we walk
@@ -103,10 +106,16 @@ class Kept:
                 self._note_container(value)
             elif not isinstance(value, (type, nn.Module)) and hasattr(value, "__dict__") and value is not hook:
                 if not str(type(value).__module__).startswith(PRIVATE):
-                    self._attributes.append((value.__dict__, dict(value.__dict__)))
-                    for held in list(value.__dict__.values()):
-                        if isinstance(held, CONTAINERS):
-                            self._note_container(held)
+                    self._note_object(value)
+
+    def _note_object(self, value: Any) -> None:
+        if id(value) in self._noted:
+            return
+        self._noted.add(id(value))
+        self._attributes.append((value.__dict__, dict(value.__dict__)))
+        for held in list(value.__dict__.values()):
+            if isinstance(held, CONTAINERS):
+                self._note_container(held)
 
     def _note_function(self, function: FunctionType) -> None:
         for cell in function.__closure__ or ():
