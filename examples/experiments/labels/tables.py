@@ -29,10 +29,11 @@ def table(jobs, number, counts, wrong=0.0, things="images"):
     families = dict.fromkeys(ALL[job.way].family for job in jobs)
     found = {(family, count): best(jobs, family, count, wrong) for family in families for count in counts}
     counts = [count for count in counts if any(found[family, count] for family in families)]
-    seeds = max((len(member[1]) for member in found.values() if member), default=0)
+    numbers = [len(member[1]) for member in found.values() if member]
+    seeds = statistics.mode(numbers) if numbers else 0
     rows = []
     for family in families:
-        cells = [_cell(*found[family, count], number) if found[family, count] else "–" for count in counts]
+        cells = [_cell(*found[family, count], number, seeds) if found[family, count] else "–" for count in counts]
         if any(cell != "–" for cell in cells):
             rows.append([family, *cells])
     what = {"accuracy": "accuracy in per cent", "nll": "negative log-likelihood"}[number]
@@ -48,9 +49,10 @@ def table(jobs, number, counts, wrong=0.0, things="images"):
     return Table(title, ["training", *(f"{count:,} labels" for count in counts)], rows, notes)
 
 
-def _cell(way, records, number):
+def _cell(way, records, number, seeds):
     values = [record[number] for record in records]
     numbers = per_cent(values) if number == "accuracy" else spread(values, 2)
+    numbers += f" of {len(records)} seeds" if 1 < len(records) != seeds else ""
     member = way.rpartition("-")[2]
     return f"{numbers} ({member})" if any(c.isdigit() for c in member) else numbers
 
