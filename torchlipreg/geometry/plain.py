@@ -20,8 +20,7 @@ class PlainFormulas(TorchFunctionMode):
     The derivative itself is right, but its gradient, which the limit ε → 0 needs, is silently wrong (pytorch issues
     196699, 196700, 198017). So it is with the LU decomposition, by which ``solve`` and determinants are computed (found
     with torch 2.14; inverse, QR and Cholesky are right). Of those of GLU and hard sigmoid it has none, and that of
-    ``F.normalize`` is NaN at zero.
-    Group norm, RMS norm and batch norm by running statistics are right.
+    ``F.normalize`` is NaN at zero. Group norm, RMS norm and batch norm by running statistics are right.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -28,9 +28,8 @@ class Kept:
 
     Put back are a module's attributes and parameters by their identity, what the lists, dicts and sets among the
     attributes hold, the attributes of dataclasses among them, and what the module's forward hooks collect in those that
-    they can reach. Not put back: the values
-    of a tensor that is written in place (buffers and plain tensors are cloned for that, see
-    :class:`torchlipreg.model.frozen.FrozenState`), and what a forward changes elsewhere, as in a global.
+    they can reach. Not put back: the values of a tensor that is written in place (buffers and plain tensors are cloned
+    for that, see :class:`torchlipreg.model.frozen.FrozenState`), and what a forward changes elsewhere, as in a global.
     """
 
     def __init__(self, only: frozenset[str] | None = None) -> None:
