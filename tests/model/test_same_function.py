@@ -401,6 +401,15 @@ def test_rows_of_their_own_are_not_told(dtype):
     penalty_of("tv", radius=4.0)(net.to(dtype), torch.randn(9, 3, 8, 8))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_another_default_device_is_not_looked_on(method):
+    net, x, penalty = mlp(), torch.randn(8, 6), penalty_of(method)
+    with torch.device("meta"):
+        first, second = penalty(net, x, net(x)), penalty(net, x, net(x))
+    assert 0 < first.item() < math.inf
+    assert 0 < second.item() < math.inf
+
+
 class Hiding(nn.Module):
     def __init__(self, hide):
         super().__init__()
