@@ -255,3 +255,29 @@ def test_balance_keeps_unlabelled_images_from_other_classes(tmp_path):
     worst = {balance: min(record["accuracy"] for record in records) for balance, records in found.items()}
     assert {len(records) for records in found.values()} == {5}
     assert worst[""] < 0.8 < 0.88 < worst[" and balance"]
+
+
+def test_the_readmes_numbers_are_those_of_the_records(tmp_path):
+    from examples.experiments.labels.__main__ import all_jobs
+    from examples.experiments.labels.tables import best
+
+    jobs = all_jobs(published(tmp_path)[1])
+
+    def mean(family, wrong):
+        return f"{100 * statistics.mean(record['accuracy'] for record in best(jobs, family, 1_000, wrong)[1]):.1f}"
+
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"`tv` has {mean('tv ℓ2, ε 1', 0.0)} clean, not {mean('plain', 0.0)};" in text
+    assert f"with 40 % wrong, {mean('tv ℓ∞, ε .1', 0.4)}, not {mean('plain', 0.4)} (" in text
+
+
+def test_no_training_on_a_hundred_labels_fell_under_88_per_cent(tmp_path):
+    """As docs/results/labels.md says of ten trainings with unlabelled images."""
+    from examples.experiments.labels.__main__ import all_jobs
+    from examples.experiments.labels.tables import best
+    from examples.experiments.labels.ways import ALL
+
+    jobs = all_jobs(published(tmp_path)[1])
+    found = best(jobs, ALL["tv-unlabelled-balanced-long"].family, 100, 0.0)[1]
+    assert len(found) == 10
+    assert min(record["accuracy"] for record in found) > 0.88
