@@ -59,25 +59,17 @@ class Looks:
         """
         for caution in f.cautions:
             self.state.warn_once(caution)
+        count = len(quotients) if whole else min(ROWS, len(quotients))
         if self.inspector.due():
-            rows = slice(None if whole else ROWS)
-            some = f.given(take_rows(carried.side, rows))
-            self.inspector.look_again(some, carried.pairs.x[rows].detach())
+            some = f.given(take_rows(carried.side, slice(count)))
+            self.inspector.look_again(some, carried.pairs.x[:count].detach())
         if self.watch.due():
-            self._watch(f, q, carried, valid, quotients, whole=whole)
+            self._watch(count, f, q, carried, valid, quotients)
 
     def _watch(
-        self,
-        f: FixedFunction,
-        q: PairQuotient,
-        carried: Carried,
-        valid: Tensor | None,
-        quotients: Tensor,
-        *,
-        whole: bool,
+        self, count: int, f: FixedFunction, q: PairQuotient, carried: Carried, valid: Tensor | None, quotients: Tensor
     ) -> None:
-        """Let the watch see the value's gradient at some pairs (max: the largest), in a graph of its own."""
-        count = len(quotients) if whole else min(ROWS, len(quotients))
+        """Let the watch see the value's gradient at so many pairs (max: the largest), in a graph of its own."""
         if count < 2 or f.is_sharded:
             return
         largest = self.settings.method == "max"
