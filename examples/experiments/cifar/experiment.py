@@ -14,8 +14,11 @@ from examples.experiments.common.experiment import Experiment
 MODULE = "examples.experiments.cifar"
 
 
-def at_scale(name, images, epochs, factor, judged, learning_rate=4e-3):
-    """The experiment with so many training images and networks `factor` times as wide, `judged` images attacked."""
+def at_scale(name, images, epochs, factor, judged, thoroughly=1_000, learning_rate=4e-3):
+    """The experiment with so many training images and networks `factor` times as wide.
+
+    Gradient attacks see `judged` images, all of AutoAttack `thoroughly` many.
+    """
     return Experiment(
         name=name,
         images=("CIFAR-10", "enlarged digits"),
@@ -23,8 +26,8 @@ def at_scale(name, images, epochs, factor, judged, learning_rate=4e-3):
         build=partial(build, factor=factor),
         epochs=dict.fromkeys(RECIPES, epochs),
         recipes=RECIPES,
-        measures=measures(judged),
-        tables=partial(tables, judged=judged),
+        measures=measures(judged, thoroughly),
+        tables=partial(tables, judged=judged, thoroughly=thoroughly),
         draw=partial(draw, name=name),
         brief=("plain", "fgsm-quarter", "fgsm", "n-fgsm", "pgd", "tv-fourth", "tv-quarter-10", "tv-quarter-40"),
         quick_recipes=("plain", "fgsm", "tv-quarter", "prior-guided"),
@@ -45,5 +48,7 @@ def at_scale(name, images, epochs, factor, judged, learning_rate=4e-3):
 SCALES = {
     "cores": at_scale("cifar", images=10_000, epochs=10, factor=1, judged=300),
     "gpu": at_scale("cifar-gpu", images=45_000, epochs=30, factor=4, judged=1_000, learning_rate=2e-3),
-    "gpu-short": at_scale("cifar-gpu-short", images=45_000, epochs=8, factor=4, judged=300, learning_rate=2e-3),
+    "gpu-short": at_scale(
+        "cifar-gpu-short", images=45_000, epochs=8, factor=4, judged=300, thoroughly=300, learning_rate=2e-3
+    ),
 }

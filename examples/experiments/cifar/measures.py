@@ -53,16 +53,16 @@ def corrupted(model, x, y, quick):
     return found | {"corrupted": sum(found.values()) / len(found)}
 
 
-def measures(images):
-    """Name -> :class:`Measure`; AutoAttack on the first `images`."""
-    on_some = partial(judged, images=images, batch=BATCH)
-    by_gradient = partial(on_some, attacks=GRADIENT_ATTACKS)
+def measures(images, thoroughly):
+    """Name -> :class:`Measure`; the gradient attacks on the first `images`, all of AutoAttack on `thoroughly` many."""
+    by_gradient = partial(judged, images=images, batch=BATCH, attacks=GRADIENT_ATTACKS)
+    by_all = partial(judged, images=thoroughly, batch=BATCH)
     return {
         "curves": Measure(partial(curves, strengths=NOISES, every={}), NOISES),
         "strengths": Measure(partial(curves, strengths=STRENGTHS, every={"pgd linf": 20}), (STRENGTHS, 20)),
         "corruptions": Measure(corrupted, (sorted(CORRUPTIONS), CORRUPTED)),
         "apgd": Measure(partial(by_gradient, bounds=BOUND), (BOUND, images, GRADIENT_ATTACKS)),
         "apgd-more": Measure(partial(by_gradient, bounds=MORE_BOUNDS), (MORE_BOUNDS, images, GRADIENT_ATTACKS)),
-        "autoattack": Measure(partial(on_some, bounds=BOUND), (BOUND, images), costly=True),
-        "autoattack-more": Measure(partial(on_some, bounds=MORE_BOUNDS), (MORE_BOUNDS, images), costly=True),
+        "autoattack": Measure(partial(by_all, bounds=BOUND), (BOUND, thoroughly), costly=True),
+        "autoattack-more": Measure(partial(by_all, bounds=MORE_BOUNDS), (MORE_BOUNDS, thoroughly), costly=True),
     }

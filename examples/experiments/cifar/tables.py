@@ -26,9 +26,10 @@ NOTES = {
 }
 
 
-def tables(results, network, judged):
-    """AutoAttack has seen the first `judged` images."""
+def tables(results, network, judged, thoroughly):
+    """The gradient attacks have seen the first `judged` images, all of AutoAttack `thoroughly` many."""
     notes = NOTES | {"time": f"time: {results.clock} of a step, relative to plain, taken in turns."}
-    notes |= {attack: f"{NOTES[attack]} On the first {judged:,} images." for attack in ("APGD", "AutoAttack")}
+    seen = {"APGD": judged, "AutoAttack": thoroughly}
+    notes |= {attack: f"{NOTES[attack]} On the first {images:,} images." for attack, images in seen.items()}
     made = robustness(results, network, COLUMNS, notes), goals(results, network)
     return [table for table in made if table.rows]

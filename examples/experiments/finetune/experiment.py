@@ -22,7 +22,7 @@ def experiment(bases, split="test"):
     of_images = {
         "curves": Measure(partial(curves, strengths=NOISES, every={}), NOISES),
         "pgd": Measure(partial(curves, strengths=WEAK, every=EVERY), (WEAK, EVERY)),  # to choose settings by
-        **{name: measure for name, measure in measures(JUDGED).items() if name in ("apgd", "autoattack")},
+        **{name: measure for name, measure in measures(JUDGED, JUDGED).items() if name in ("apgd", "autoattack")},
     }
     return replace(
         BASE,
