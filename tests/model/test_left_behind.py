@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import functools
 import threading
+import types
 
 import pytest
 import torch
@@ -106,49 +107,63 @@ class Routing:
 
     loss: torch.Tensor | None = None
     terms: list = dataclasses.field(default_factory=list)
+    sum: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(3))
+
+
+class Ledger:
+    """What somebody wrote without dataclasses."""
+
+    def __init__(self):
+        self.loss, self.terms, self.sum = None, [], torch.zeros(3)
 
 
 class InPlace(nn.Module):
-    """Keeps its books in a dataclass, in tensors of a dict and of a list, and in a long deque."""
+    """Keeps its books in an object, in tensors of a dict and of a list, and in a long deque."""
 
-    def __init__(self):
+    def __init__(self, routing):
         super().__init__()
-        self.linear, self.routing, self.load = nn.Linear(6, 3), Routing(), {"of experts": torch.zeros(3)}
+        self.linear, self.routing, self.load = nn.Linear(6, 3), routing, {"of experts": torch.zeros(3)}
         self.mean, self.norms = [torch.zeros(3)], collections.deque(range(1_195), maxlen=1_200)
 
     def forward(self, x):
         y = self.linear(x) + self.mean[0].to(x.dtype)
         self.routing.loss = (y.mean(0) ** 2).sum()
         self.routing.terms.append(self.routing.loss)
+        self.routing.sum += y.detach().sum(0)
         self.load["of experts"] += y.detach().softmax(-1).sum(0)
         self.mean[0].copy_(y.detach().mean(0))
         self.norms.extend(y.detach().norm(dim=1).tolist())
         return y
 
     def books(self):
-        routing = self.routing.loss, list(self.routing.terms)
-        return routing, self.load["of experts"].clone(), self.mean[0].clone(), list(self.norms)
+        tensors = self.load["of experts"].clone(), self.mean[0].clone(), self.routing.sum.clone()
+        return self.routing.loss, list(self.routing.terms), list(self.norms), tensors
+
+
+def simple_namespace():
+    return types.SimpleNamespace(loss=None, terms=[], sum=torch.zeros(3))
 
 
 @pytest.mark.parametrize("radius", [0.1, 0.0])
 @pytest.mark.parametrize("method", METHODS)
-def test_books_that_are_kept_elsewhere_than_on_the_module_are_put_back(method, radius):
-    net, x, penalty = InPlace(), torch.randn(8, 6), penalty_of(method, radius=radius)
-    mean, load = net.mean[0], net.load["of experts"]
+@pytest.mark.parametrize("routing", [Routing, Ledger, simple_namespace])
+def test_books_that_are_kept_elsewhere_than_on_the_module_are_put_back(routing, method, radius):
+    net, x, penalty = InPlace(routing()), torch.randn(8, 6), penalty_of(method, radius=radius)
+    mean, load, total = net.mean[0], net.load["of experts"], net.routing.sum
     for _ in range(3):
         out = net(x)
         before = net.books()
         value = penalty(net, x, out)
         after = net.books()
-        assert before[0][0] is after[0][0]
-        assert all(a is b for a, b in zip(before[0][1], after[0][1], strict=True))
-        assert torch.equal(before[1], after[1])
-        assert torch.equal(before[2], after[2])
-        assert before[3] == after[3]
+        assert before[0] is after[0]
+        assert all(a is b for a, b in zip(before[1], after[1], strict=True))
+        assert before[2] == after[2]
+        assert all(map(torch.equal, before[3], after[3]))
         (out.sum() + value + net.routing.loss).backward()
         net.routing.terms.clear()
     assert net.mean[0] is mean
     assert net.load["of experts"] is load
+    assert net.routing.sum is total
 
 
 def test_clones_in_double_are_shared_as_the_buffers_are():

@@ -22,7 +22,6 @@ from torchlipreg.model.parallelism import is_sharded
 FLAGS = frozenset(
     ("training", "dropout", "forward", "_compiled_call_impl", "attention_bias_cache", "_buffers", "_parameters")
 )
-FEW = 100  # things in a list or dict, whose tensors are cloned then
 RNNS = (nn.RNN, nn.LSTM, nn.GRU)  # not subclasses, which may read the flag for a dropout of their own
 
 
@@ -136,10 +135,14 @@ class FrozenState:
             of_module = self.norms.frozen_buffers(m)
             m.__dict__["_buffers"] = {name: None if b is None else once(copies, b, b.clone) for name, b in of_module}
 
+    def private_tensors(self) -> list[Tensor]:
+        """Return the clones that forwards may write."""
+        buffers = [b for m in self.buffers for b in m.__dict__["_buffers"].values() if b is not None]
+        return buffers + [values[name] for values, name, _ in self._plain]
+
     def left_something(self) -> bool:
         """Say whether forwards have changed attributes, buffers or what hooks collect."""
-        buffers = (b for m in self.buffers for b in m.__dict__["_buffers"].values() if b is not None)
-        written = any(b._version > 0 for b in buffers) or any(v[name]._version > 0 for v, name, _ in self._plain)
+        written = any(t._version > 0 for t in self.private_tensors())
         return written or (self._start is not None and self._start.differs())
 
     def note_start(self) -> None:
@@ -149,7 +152,7 @@ class FrozenState:
             self._start.note(m)
 
     def _freeze(self, m: nn.Module) -> None:
-        extras, values = self._kept.note(m), m.__dict__
+        places, values = self._kept.note(m), m.__dict__
         # The flag, not eval(): an overridden train() may edit weights, as LoRA's merge does. cuDNN's RNN backward needs
         # train mode, so its dropout goes instead.
         needs_train_mode = type(m) in RNNS and _is_on_cudnn(m)
@@ -167,11 +170,8 @@ class FrozenState:
             values["attention_bias_cache"] = {}
         if not self.eager and "gradient_checkpointing" in values and _recomputes(m):
             values["forward"] = _checkpointed(m, values.get("forward", partial(type(m).forward, m)))
-        self._clone_plain(values, extras)
-        if not self.is_sharded:  # where containers are not put back
-            for _, held in extras:
-                if isinstance(held, (list, dict)) and len(held) <= FEW:
-                    self._clone_plain(held, list(held.items() if isinstance(held, dict) else enumerate(held)))
+        for where, held in places:
+            self._clone_plain(where, held)
         if m in self.buffers:
             self.norms.place(m)
         if self._double:

@@ -107,6 +107,10 @@ class FixedFunction:
         self._state.copy_tensors()
         self._state.note_start()
 
+    def private_tensors(self) -> list[Tensor]:
+        """Return the clones that forwards may write."""
+        return self._state.private_tensors()
+
     def left_something(self) -> bool:
         """Say whether forwards since ``watch_traces`` have left something on modules, or where hooks collect."""
         return self._state.left_something()

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -21,6 +22,7 @@ from torchlipreg.model.modules import unwrap
 from torchlipreg.model.reuse import AGAIN, TOLERANCE
 from torchlipreg.model.search import find_modules
 from torchlipreg.model.seen import Seen, not_finite, random_values
+from torchlipreg.model.writes import Writes
 
 HALF = (torch.float16, torch.bfloat16)
 COUPLING = 1e-3  # relative to the largest output: other rows move a row by more, rounding does not (half: 32 times)
@@ -67,7 +69,9 @@ class Inspector:
         with f.eagerly(), f.meeting(), forked(x.device):
             f.watch_traces()
             before = _rng_state(x)
-            with observing(f) as observer:
+            writes = Writes(f.private_tensors())
+            watching: AbstractContextManager[Any] = contextlib.nullcontext() if f.is_sharded else writes
+            with observing(f) as observer, watching:
                 y = f(x).detach()
             carries, draws = f.left_something(), not torch.equal(before, _rng_state(x))
             moves = carries and (f.is_sharded or not torch.equal(y, f(x).detach()))
@@ -76,11 +80,13 @@ class Inspector:
             error = None if _close(y, again, TOLERANCE) else random_values(observer.drawn, y, again)
             error = error if y.isfinite().all() else not_finite(y)
             whole = part is not None and _values(part.uncompiled(), x[: half(x)]) is None
-            coupled, varies = _of_other_rows(f, x, y, COUPLING if observer.dtype is None else 32 * COUPLING)
+            with watching:  # at points where the loop's forward has not written the same
+                coupled, varies = _of_other_rows(f, x, y, COUPLING if observer.dtype is None else 32 * COUPLING)
             graph, hidden, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
         sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
         hidden, flat = hidden and sure, flat and varies
-        seen = Seen(observer.dtype, carries, moves, draws, error, coupled and sure, graph, hidden, flat, whole)
+        coupled, written = coupled and sure, writes.lasting
+        seen = Seen(observer.dtype, carries, moves, draws, error, coupled, graph, hidden, flat, whole, written)
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
         self._seen[_identity(model)] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen

@@ -9,25 +9,32 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchlipreg.model.search import uses
 
 CONTAINERS = (list, dict, set, deque)
+ROOTS = (nn.Module, Tensor, type)
 HOLDING = (*CONTAINERS, tuple)
 LONG = 1000  # from there on a list or dict is known by its length alone
 NESTED = 3  # containers inside of containers that are noted, too
 MOST = 10_000  # things in containers that are noted: a graph's table of neighbours is not what a forward collects in
+FEW = 100  # things in a list or dict among which plain tensors are looked for
 OWN = list(nn.Module().__dict__)  # which nearly all modules have first
 SIMPLE = frozenset((int, float, bool, str, bytes, tuple, type(None), torch.dtype, torch.device))  # cannot be written
 PRIVATE = ("torch.", "accelerate.", "deepspeed.", "torchlipreg.")  # whose hooks keep state of their own
+# Whose objects are not put back: what another thread may write, and what is no object of somebody's own.
+ELSEWHERE = frozenset(
+    "torch accelerate deepspeed torchlipreg builtins functools weakref enum "
+    "threading logging queue multiprocessing concurrent asyncio contextvars".split()
+)
 
 
 class Kept:
     """Notes of what there is on some modules.
 
     Put back are a module's attributes and parameters by their identity, what the lists, dicts and sets among the
-    attributes hold, the attributes of dataclasses among them, and what the module's forward hooks collect in those that
+    attributes hold, the attributes of objects among them, and what the module's forward hooks collect in those that
     they can reach. Not put back: the values of a tensor that is written in place (buffers and plain tensors are cloned
     for that, see :class:`torchlipreg.model.frozen.FrozenState`), and what a forward changes elsewhere, as in a global.
     """
@@ -46,11 +53,12 @@ class Kept:
         self._count = 0
         self._cells: list[tuple[Any, Any]] = []
 
-    def note(self, m: nn.Module) -> list[tuple[str, Any]]:
+    def note(self, m: nn.Module) -> list[tuple[Any, list[tuple[Any, Any]]]]:
         """Note what there is on a module.
 
         Returns:
-            The attributes that it has beyond those of any module and beyond numbers, strings and the like.
+            Where plain tensors may be, the module's own attributes, its objects, small lists and dicts that were not
+            noted before, each with what it holds by name or number.
         """
         values = m.__dict__
         if self._only is None:
@@ -60,19 +68,23 @@ class Kept:
         names = [*values]
         names = names[len(OWN) :] if names[: len(OWN)] == OWN else [name for name in names if name not in OWN]
         extras = [(name, values[name]) for name in names if type(values[name]) not in SIMPLE]
+        places: list[tuple[Any, list[tuple[Any, Any]]]] = [(values, extras)]
         if self._only is not None:
-            return extras
+            return places
         if m._parameters:
             self._parameters.append((m._parameters, m._parameters.copy()))
         for _, value in extras:
             if isinstance(value, CONTAINERS):
+                if isinstance(value, (list, dict)) and len(value) <= FEW and id(value) not in self._noted:
+                    places.append((value, list(value.items() if isinstance(value, dict) else enumerate(value))))
                 self._note_container(value)
-            elif hasattr(type(value), "__dataclass_fields__") and hasattr(value, "__dict__"):
+            elif _has_attributes(value) and id(value) not in self._noted:
+                places.append((value.__dict__, list(value.__dict__.items())))
                 self._note_object(value)
         if m._forward_hooks or m._forward_pre_hooks:
             for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()):
                 self.note_function(hook)
-        return extras
+        return places
 
     def _note_container(self, value: Any, depth: int = NESTED) -> None:
         if id(value) in self._noted or (depth < NESTED and self._count > MOST):
@@ -149,6 +161,14 @@ class Kept:
         for value, before in self._containers:
             if not _unchanged(value, before):
                 _refill(value, before)
+
+
+def _has_attributes(value: Any) -> bool:
+    """Say whether a value is an object of somebody's own class, whose attributes a forward may set."""
+    kind = type(value)
+    if kind.__module__.partition(".")[0] in ELSEWHERE or issubclass(kind, ROOTS):
+        return False
+    return type(getattr(value, "__dict__", None)) is dict
 
 
 def _plain_copy(value: Any) -> Any:

@@ -23,6 +23,7 @@ class Seen(NamedTuple):
         hidden: No graph reaches the input, on which its values depend.
         flat: One does, but the gradient to the input is zero, though the outputs differ from point to point.
         whole: It takes the loop's batch, but no part of it.
+        written: The operation that writes into what nobody puts back, and the shape of that; None without one.
     """
 
     dtype: torch.dtype | None
@@ -35,12 +36,14 @@ class Seen(NamedTuple):
     hidden: bool
     flat: bool
     whole: bool
+    written: str | None
 
     def cautions(self) -> list[str]:
         """Return what the user should know of such a model."""
         # Without any graph an ascent will not go, and say so.
         told = ((COUPLED_ROWS, self.coupled), (HIDDEN_INPUT, self.hidden and self.graph), (FLAT, self.flat))
-        return [text for text, holds in told if holds]
+        cautions = [text for text, holds in told if holds]
+        return cautions if self.written is None else [*cautions, WRITTEN.format(self.written)]
 
 
 COUPLED_ROWS = (
@@ -58,6 +61,11 @@ FLAT = (
     "The gradient of argument `model` to its input is zero on the first batch, though its outputs differ: it rounds, "
     "saturates, or a gate is at zero. As long as that lasts, points cannot move uphill, and only random directions are "
     "seen."
+)
+WRITTEN = (
+    "A forward of argument `model` writes into a tensor that was there before it and is no buffer ({}): what forwards "
+    "of the penalty write there, at other points, stays. Make it a buffer (`register_buffer`), which is put back. "
+    "Nothing is wrong if it is only a place to compute in."
 )
 
 

@@ -1,0 +1,79 @@
+"""Writes: sees whether a forward writes into tensors that nobody puts back after a penalty."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROUNDING = 1e-5  # relative: what a constraint on weights, set once more, changes by
+
+
+class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees each operation of a forward that runs eagerly.
+
+    Attributes:
+        lasting: The first operation that has changed a tensor from before the forward, and the shape of that; None
+            without one. A tensor that was written, but has kept its values, counts for nothing: clamped weights.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, private: Iterable[Tensor]) -> None:
+        """Begin.
+
+        Args:
+            private: Tensors from before the forward that it may write.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lasting: str | None = None
+        # Addresses, not tensors, which would hold all activations: no tensor of the forward gets that of one that
+        # was there before, as long as this lives.
+        self._own = {storage for t in private for storage in _storages(t)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and note it if it changes what was there before the forward."""
+        kwargs = kwargs or {}
+        inputs = {storage for t in tree_leaves((args, kwargs)) for storage in _storages(t)}
+        if func is torch.ops.aten.lift_fresh.default:  # of a tensor that torch.tensor() has just made, unseen
+            self._own |= inputs
+        written = [] if self.lasting else [(t, t.clone()) for t in _written(func, args, kwargs) if self._is_foreign(t)]
+        result = func(*args, **kwargs)
+        if any(_differ(t, before) for t, before in written):
+            self.lasting = f"{func}, of shape {tuple(written[0][0].shape)}"
+        self._own |= {storage for y in tree_leaves(result) for storage in _storages(y)} - inputs
+        return result
+
+    def _is_foreign(self, t: Tensor) -> bool:
+        return not self._own.issuperset(_storages(t))
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Return the tensors that an operation writes in place."""
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return
+    for i, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            yield from (t for t in tree_leaves(value) if isinstance(t, Tensor))
+
+
+def _storages(t: Any) -> tuple[int, ...]:
+    """Return the address of a tensor's memory, nothing for what has none of its own."""
+    if not isinstance(t, Tensor):
+        return ()
+    try:
+        return (t.untyped_storage()._cdata,)
+    except (NotImplementedError, RuntimeError):  # sparse, or made by somebody else's C++
+        return ()
+
+
+def _differ(t: Tensor, before: Tensor) -> bool:
+    if t.shape != before.shape or not t.is_floating_point():
+        return not torch.equal(t, before)
+    return not torch.allclose(t, before, rtol=ROUNDING, atol=0.0, equal_nan=True)
