@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from torchlipreg.model.closeness import differs
 from torchlipreg.model.function import FixedFunction, forked
 from torchlipreg.model.later import Later
 from torchlipreg.model.modules import unwrap
+from torchlipreg.model.operations import Observer, Writes, observing
 from torchlipreg.model.reuse import AGAIN, TOLERANCE
 from torchlipreg.model.search import find_modules
 from torchlipreg.model.seen import Seen, not_finite, random_values
-from torchlipreg.model.writes import Writes
 
-HALF = (torch.float16, torch.bfloat16)
 COUPLING = 1e-3  # relative to the largest output: other rows move a row by more, rounding does not (half: 32 times)
 
 
@@ -69,9 +64,8 @@ class Inspector:
         with f.eagerly(), f.meeting(), forked(x.device):
             f.watch_traces()
             before = _rng_state(x)
-            writes = Writes(f.private_tensors())
-            watching: AbstractContextManager[Any] = contextlib.nullcontext() if f.is_sharded else writes
-            with observing(f) as observer, watching:
+            observer, writes = Observer(), Writes(f.private_tensors())
+            with observing(f, observer, writes):
                 y = f(x).detach()
             carries, draws = f.left_something(), not torch.equal(before, _rng_state(x))
             moves = carries and (f.is_sharded or not torch.equal(y, f(x).detach()))
@@ -80,7 +74,7 @@ class Inspector:
             error = None if _close(y, again, TOLERANCE) else random_values(observer.drawn, y, again)
             error = error if y.isfinite().all() else not_finite(y)
             whole = part is not None and _values(part.uncompiled(), x[: half(x)]) is None
-            with watching:  # at points where the loop's forward has not written the same
+            with observing(f, writes):  # at points where the loop's forward has not written the same
                 coupled, varies = _of_other_rows(f, x, y, COUPLING if observer.dtype is None else 32 * COUPLING)
             graph, hidden, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
         sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
@@ -137,35 +131,6 @@ class Inspector:
             f = f.unseeded()
             y, again = f(x).detach(), f(x).detach()
             self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
-
-
-@contextlib.contextmanager
-def observing(f: FixedFunction) -> Iterator[Observer]:
-    """Give what sees each operation of the forwards inside, which are eager ones; where FSDP shards, it sees none."""
-    observer = Observer()
-    with f.eagerly(), contextlib.nullcontext() if f.is_sharded else observer:
-        yield observer
-
-
-class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees each operation of a forward."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.dtype: torch.dtype | None = None
-        self.drawn: str | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and note its name if it draws numbers, and its dtype if that is a half one."""
-        result = func(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
-            self.drawn = str(func)
-        for y in tree_leaves(result):
-            if isinstance(y, Tensor) and y.dtype in HALF:
-                self.dtype = y.dtype
-        return result
 
 
 def half(x: Tensor) -> int:

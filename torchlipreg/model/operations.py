@@ -1,7 +1,8 @@
-"""Writes: sees whether a forward writes into tensors that nobody puts back after a penalty."""
+"""Operations: what single operations of a forward show: half precision, random numbers, writes that last."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -10,7 +11,46 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from torchlipreg.model.function import FixedFunction
+
+HALF = (torch.float16, torch.bfloat16)
 ROUNDING = 1e-5  # relative: what a constraint on weights, set once more, changes by
+
+
+@contextlib.contextmanager
+def observing(f: FixedFunction, *observers: TorchDispatchMode) -> Iterator[None]:
+    """Let observers see each operation of the forwards inside, which run eagerly; where FSDP shards, they see none."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(f.eagerly())
+        for observer in () if f.is_sharded else observers:
+            stack.enter_context(observer)
+        yield
+
+
+class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees each operation of a forward.
+
+    Attributes:
+        dtype: A half precision in which one ran; None if none did.
+        drawn: The last one that draws random numbers; None without one.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtype: torch.dtype | None = None
+        self.drawn: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and note its name if it draws numbers, and its dtype if that is a half one."""
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
+            self.drawn = str(func)
+        for y in tree_leaves(result):
+            if isinstance(y, Tensor) and y.dtype in HALF:
+                self.dtype = y.dtype
+        return result
 
 
 class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
