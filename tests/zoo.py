@@ -1,5 +1,7 @@
 """Small models and what the tests ask of any model."""
 
+import weakref
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -79,13 +81,15 @@ def gradients(net):
     return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in net.parameters()])
 
 
+_NOTED = weakref.WeakKeyDictionary()
+
+
 class Seen:
     """What hooks and forwards of a test note: out of the reach of a penalty, which would put a list back."""
 
-    __slots__ = ("items",)
-
-    def __init__(self):
-        self.items = []
+    @property
+    def items(self):
+        return _NOTED.setdefault(self, [])
 
     def append(self, item):
         self.items.append(item)

@@ -12,6 +12,7 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torchlipreg.geometry.norms import NORMS
 from torchlipreg.geometry.units import Units
@@ -133,6 +134,8 @@ def check_channels(name: str, x: Tensor, units: Units) -> None:
 def in_raw_units(x: Tensor, units: Units | None, name: str = "x") -> Tensor:
     """Return a batch in raw units, its channels checked, without a graph."""
     x = (x.clone() if x.is_inference() else x).detach()
+    if isinstance(x, Tensor) and type(x) is not Tensor and not is_traceable_wrapper_subclass(x):
+        x = x.as_subclass(Tensor)  # a library's image with notes of its own would go into pairs and states
     if units is None:
         return x
     check_channels(name, x, units)

@@ -37,7 +37,7 @@ from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.modules import compute_dtype
-from torchlipreg.model.operations import Observer, observing
+from torchlipreg.model.operations import HALF, Observer, observing
 from torchlipreg.model.seen import HIDDEN_INPUT
 from torchlipreg.notice import warn_user
 from torchlipreg.outputs import select
@@ -376,10 +376,10 @@ def _verified(pairs: PairSet, q: PairQuotient, fixed: Callable[..., AbstractCont
 def _less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
     """Return the largest quotient less what rounding may add: of the derivative, in float64, next to nothing."""
     q.f = f
-    observer = Observer()
+    observer = Observer((*HALF, torch.float32) if pairs.x.dtype == torch.float64 else HALF)
     with observing(f, observer):
         at_x, at_x_prime = f.uncompiled()(pairs.x), f.uncompiled()(pairs.x_prime)
-    dtype = observer.dtype or at_x.dtype  # half precision inside, which a wider output hides
+    dtype = observer.dtype or at_x.dtype  # less precision inside, which a wider output hides
     if q.resolution.limit and dtype == torch.float64:
         return q(pairs).amax()
     error = ROUNDING * torch.finfo(dtype).eps * (at_x.abs() + at_x_prime.abs())

@@ -56,6 +56,63 @@ def test_a_ramp_of_the_users_own_at_zero_is_not_told(every_call, recwarn):
     assert not recwarn
 
 
+class Silent(torch.autograd.Function):
+    """A product with a weight that is trained in another way."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(w)
+        return x @ w
+
+    @staticmethod
+    def backward(ctx, g):
+        return g @ ctx.saved_tensors[0].mT, None
+
+
+def test_a_weight_without_a_gradient_is_left_out(every_call):
+    first, weight, penalty = nn.Linear(6, 8), nn.Parameter(torch.randn(8, 3)), bare("tv", 0.1)
+    for _ in range(4):
+        x = torch.randn(16, 6)
+        out = Silent.apply(first(x), weight)
+        value = penalty(lambda z: Silent.apply(first(z), weight), x, out)
+        (F.cross_entropy(out, x[:, :3].argmax(1)) + value).backward()
+    assert penalty.share > 0
+
+
+def test_complex_weights_count_whole(every_call):
+    weight, penalty, exact = nn.Parameter(torch.randn(6, 3, dtype=torch.complex64)), bare("tv", 0.1), []
+
+    def model(z):
+        return (z.to(torch.complex64) @ weight).abs()
+
+    for _ in range(5):
+        x = torch.randn(16, 6)
+        out = model(x)
+        loss, value = F.cross_entropy(out, x[:, :3].argmax(1)), penalty(model, x, out)
+        of = [torch.autograd.grad(term, weight, retain_graph=True)[0].abs().norm() for term in (value, loss)]
+        exact.append(float(of[0] / of[1]))
+        (loss + value).backward()
+        weight.grad = None
+    assert penalty.share == pytest.approx(exact[-2], rel=1e-3) or penalty.share == pytest.approx(exact[-1], rel=1e-3)
+
+
+def test_hooks_on_weights_do_not_see_a_look(every_call):
+    net, penalty, called = mlp(), bare("tv", 0.1), []
+    handle = net[2].weight.register_hook(lambda g: called.append(g.clone()) or g + torch.randn_like(g))
+    for _ in range(3):
+        x = torch.randn(16, 6)
+        out = net(x)
+        before, random = len(called), torch.get_rng_state()
+        value = penalty(net, x, out)
+        assert len(called) == before
+        assert torch.equal(torch.get_rng_state(), random)
+        (out.square().mean() + value).backward()
+        assert len(called) == before + 1
+    handle.remove()
+    net(x).sum().backward()
+    assert len(called) == 3
+
+
 @pytest.mark.parametrize("loss_scale", [1 / 4, 65536.0])
 def test_accumulation_and_loss_scaling_do_not_show(every_call, loss_scale):
     shares = []

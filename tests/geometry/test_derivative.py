@@ -243,6 +243,14 @@ NORM_LAYERS = {
     "solve": with_matrices(lambda k, h: torch.linalg.solve(k, h).flatten(1)),
     "solve from the right": with_matrices(lambda k, h: torch.linalg.solve(k, h.mT, left=False).flatten(1)),
     "solve for vectors": with_matrices(lambda k, h: torch.linalg.solve(k, h[..., 0]).repeat(1, 3)),
+    "solve_ex": with_matrices(lambda k, h: torch.linalg.solve_ex(k, h)[0].flatten(1)),
+    "Cholesky inverse": with_matrices(lambda k, h: torch.cholesky_inverse(k).flatten(1).repeat(1, 2)[:, :6]),
+    "upper Cholesky inverse": with_matrices(
+        lambda k, h: torch.cholesky_inverse(k, upper=True).flatten(1).repeat(1, 2)[:, :6]
+    ),
+    "Householder product": with_matrices(
+        lambda k, h: torch.linalg.householder_product(h.mT, h[:, :, 0].tanh()).flatten(1)
+    ),
     "det": with_matrices(lambda k, h: torch.linalg.det(k)[:, None]),
     "negative det": with_matrices(lambda k, h: k.flip(-1).det()[:, None]),
     "logdet": with_matrices(lambda k, h: torch.logdet(k)[:, None]),
@@ -323,6 +331,10 @@ def _check_gradient_of_derivative(net):
         "solve",
         "solve from the right",
         "solve for vectors",
+        "solve_ex",
+        "Cholesky inverse",
+        "upper Cholesky inverse",
+        "Householder product",
         "det",
         "negative det",
         "logdet",

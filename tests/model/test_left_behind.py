@@ -140,13 +140,20 @@ class InPlace(nn.Module):
         return self.routing.loss, list(self.routing.terms), list(self.norms), tensors
 
 
+class Slotted:
+    __slots__ = ("__weakref__", "loss", "sum", "terms", "unset")
+
+    def __init__(self):
+        self.loss, self.terms, self.sum = None, [], torch.zeros(3)
+
+
 def simple_namespace():
     return types.SimpleNamespace(loss=None, terms=[], sum=torch.zeros(3))
 
 
 @pytest.mark.parametrize("radius", [0.1, 0.0])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("routing", [Routing, Ledger, simple_namespace])
+@pytest.mark.parametrize("routing", [Routing, Ledger, Slotted, simple_namespace])
 def test_books_that_are_kept_elsewhere_than_on_the_module_are_put_back(routing, method, radius):
     net, x, penalty = InPlace(routing()), torch.randn(8, 6), penalty_of(method, radius=radius)
     mean, load, total = net.mean[0], net.load["of experts"], net.routing.sum
@@ -207,6 +214,62 @@ def test_the_loss_that_a_model_keeps_is_that_of_the_training_forward(radius):
     wanted = torch.autograd.grad(net.balance, net.gate.weight, retain_graph=True)[0]
     penalty_of("tv", radius=radius)(net, x, out)
     torch.testing.assert_close(torch.autograd.grad(net.balance, net.gate.weight)[0], wanted, rtol=0, atol=0)
+
+
+class Reset(nn.Module):
+    """Keeps a plain tensor, and takes it away in its forward."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.linear, self.how, self.cache, self.caches = nn.Linear(6, 3), how, torch.zeros(3), [torch.zeros(3)]
+
+    def forward(self, x):
+        if self.how == "none":
+            self.cache = None
+        elif self.how == "deleted":
+            self.__dict__.pop("cache", None)
+        elif self.caches:
+            self.caches.pop()
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", ["none", "deleted", "popped"])
+def test_a_plain_tensor_that_a_forward_takes_away_is_put_back(how, method):
+    net, x, penalty = Reset(how), torch.randn(8, 6), penalty_of(method)
+    for _ in range(2):
+        cache, caches = net.cache, [*net.caches]
+        penalty(net, x)
+        assert net.cache is cache
+        assert len(net.caches) == 1
+        assert net.caches[0] is caches[0]
+    assert lipschitz_lower_bound(net, x, radius=0.1) > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["backward", "backward_pre", "global forward", "global backward"])
+def test_what_other_hooks_collect_in_a_call_is_put_back(kind, method):
+    net, x, collected = mlp(), torch.randn(8, 6), []
+
+    def collect(m, *args):
+        collected.append(m)
+
+    register = {
+        "backward": net[0].register_full_backward_hook,
+        "backward_pre": net[0].register_full_backward_pre_hook,
+        "global forward": torch.nn.modules.module.register_module_forward_hook,
+        "global backward": torch.nn.modules.module.register_module_full_backward_hook,
+    }[kind]
+    handle = register(collect)
+    try:
+        penalty = penalty_of(method)
+        for _ in range(9):
+            out = net(x)
+            before = len(collected)
+            penalty(net, x, out)
+            assert len(collected) == before
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize("method", METHODS)

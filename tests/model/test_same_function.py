@@ -184,6 +184,25 @@ def test_on_request_both_points_see_the_same_random_numbers(kind, method, anchor
         assert max(estimates) > 0.2 * exact
 
 
+class PowerIteration(nn.Module):
+    """Spectral norm as many repositories have it: in each forward, on a vector that is a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 6))
+        self.u = nn.Parameter(torch.randn(3), requires_grad=False)
+
+    def forward(self, x):
+        v = F.normalize(self.weight.data.mT @ self.u.data, dim=0)
+        self.u.data = F.normalize(self.weight.data @ v, dim=0)
+        return x @ (self.weight / (self.u @ self.weight @ v)).mT
+
+
+def test_a_model_that_changes_itself_is_not_called_random():
+    with pytest.raises(ValueError, match=r"two forwards at the same points differ.*changes itself.*spectral_norm"):
+        penalty_of("tv")(PowerIteration(), torch.randn(8, 6))
+
+
 def test_noise_that_is_scheduled_up_is_noticed_later():
     net, x, penalty = Noisy(lambda h: h + scale * torch.randn_like(h)), torch.randn(8, 6), penalty_of("tv")
     scale = 0.0
@@ -309,6 +328,77 @@ def test_the_lower_bound_of_what_has_no_float64_allows_for_rounding(offset):
         found = lipschitz_lower_bound(lambda z: z @ matrix + offset, torch.randn(32, 8), radius=radius)
         assert found <= exact
         assert found > 0.5 * exact or offset == 1e4
+
+
+class RootMeanSquareNorm(nn.Module):
+    """As language models have it: in float32, whatever the rest."""
+
+    def forward(self, x):
+        h = x.to(torch.float32)
+        return (h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0, 1e3])
+@pytest.mark.parametrize("radius", [1e-3, 1e-2, 3e-2])
+def test_the_lower_bound_of_float32_inside_of_float64_allows_for_rounding(offset, radius):
+    torch.manual_seed(0)
+    first, last, x = nn.Linear(4, 4), nn.Linear(4, 2), torch.rand(64, 4)
+    norm = RootMeanSquareNorm()
+    found = lipschitz_lower_bound(lambda z: last(norm(first(z) + offset)), x, radius=radius)
+    a, b, w, v = (p.detach().double() for p in (first.weight, first.bias, last.weight, last.bias))
+
+    def exact(z):
+        h = z @ a.mT + b + offset
+        return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6) @ w.mT + v
+
+    near = torch.rand(5_000, 4, dtype=torch.float64) * 1.2 - 0.1
+    jacobians = torch.func.vmap(torch.func.jacrev(exact))(torch.cat([x.double(), near]))
+    assert found <= float(torch.linalg.matrix_norm(jacobians, 2).max()) * 1.001
+
+
+# ---- precision of products -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rounded_products():
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("radius", [0.1, 1e-3])
+def test_products_of_float32_are_not_rounded_to_bfloat16(rounded_products, method, radius):
+    """On processors that multiply so, quotients of close points were up to seven times too large."""
+    torch.manual_seed(0)
+    net, x, during = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 16)), torch.rand(32, 64), Seen()
+    net.register_forward_pre_hook(lambda m, args: during.append(torch.get_float32_matmul_precision()))
+    penalty = penalty_of(method, radius=radius)
+    penalty(net, x)
+    assert set(during.items) == {"high"}
+    assert torch.get_float32_matmul_precision() == "medium"
+    u, v = (z.double() for z in penalty.pairs)
+    net = net.double()
+    net._forward_pre_hooks.clear()
+    exact = ((net(v) - net(u)).norm(dim=1) / (v - u).norm(dim=1)).max()
+    assert penalty.estimate == pytest.approx(exact.item(), rel=1e-3)
+
+
+@pytest.mark.skipif(not hasattr(torch._C, "_get_fp32_precision_getter"), reason="torch has no such names yet")
+@pytest.mark.parametrize("operation", ["matmul", "conv", "rnn"])
+def test_nor_by_the_newer_names(operation):
+    of, during = getattr(torch.backends.mkldnn, operation), Seen()
+    before = of.fp32_precision
+    net = mlp()
+    net.register_forward_pre_hook(lambda m, args: during.append(of.fp32_precision))
+    try:
+        of.fp32_precision = "bf16"
+        penalty_of("tv")(net, torch.randn(8, 6))
+        assert of.fp32_precision == "bf16"
+    finally:
+        of.fp32_precision = before
+    assert set(during.items) == {"ieee"}
 
 
 def test_of_a_recurrent_network_too():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +41,7 @@ class Looks:
 
     def __call__(
         self,
+        model: Callable[..., Any],
         f: FixedFunction,
         q: PairQuotient,
         carried: Carried,
@@ -50,7 +53,8 @@ class Looks:
         """Look, in those calls in which it is due.
 
         Args:
-            f: The model as a fixed function, without side inputs.
+            model: As the user gave it.
+            f: The same as a fixed function, without side inputs.
             q: The quotient that the call computes.
             carried: Pairs with their side inputs.
             valid: Which of the pairs count, shape (N,), bool; None for all.
@@ -62,7 +66,7 @@ class Looks:
         count = len(quotients) if whole else min(ROWS, len(quotients))
         if self.inspector.due():
             some = f.given(take_rows(carried.side, slice(count)))
-            self.inspector.look_again(some, carried.pairs.x[:count].detach())
+            self.inspector.look_again(model, some, carried.pairs.x[:count].detach())
         if self.watch.due():
             self._watch(count, f, q, carried, valid, quotients)
 

@@ -90,7 +90,7 @@ class Step:
                 carried = self._ascend(rule, objective, region, batch, carried)
             quotients = q(carried.pairs, batch.valid)
             if self.update:
-                self.looks(f, q, carried, batch.valid, quotients, whole=seen.whole)
+                self.looks(model, f, q, carried, batch.valid, quotients, whole=seen.whole)
         value = self._reduce(quotients, batch.valid)
         if self.update:
             self.remember = partial(method.remember, self.state, carried, batch, by_row(quotients.detach()))

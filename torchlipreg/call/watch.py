@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -72,8 +73,12 @@ class Watch:
         weights = nearest_weights(value, WEIGHTS)
         if weights:
             # retain_graph: statistics of BatchNorm that follow the batch share their graph with the training's.
-            gradients = torch.autograd.grad(value, weights, retain_graph=True)
-            self._look = _Look(weights, [g.float() for g in gradients], variance_of(fx.detach().float()), rounding)
+            with _without_hooks(weights):
+                gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+            known = [(w, _real(g)) for w, g in zip(weights, gradients, strict=True) if g is not None]
+            if known:
+                weights, seen = [w for w, _ in known], [g for _, g in known]
+                self._look = _Look(weights, seen, variance_of(_real(fx)), rounding)
 
     def follow(self, penalty: Tensor, factor: float, interval: int) -> None:
         """Read the sum with the task's gradient in the backward that the penalty takes part in, if this call looked.
@@ -142,13 +147,13 @@ class _Look:
 
     def _note_sum(self, i: int, total: Tensor) -> None:
         if self.loss_scale is not None:  # else a backward without the penalty
-            self.task[i] = total.detach().float() - self.interval * self.loss_scale * self.gradients[i]
+            self.task[i] = _real(total) - self.interval * self.loss_scale * self.gradients[i]
 
     def _finish(self, i: int, weight: Tensor) -> None:
         self.done.add(i)
         if self.loss_scale is not None and len(self.done) == len(self.task) == len(self.weights):
             share = self.loss_scale.abs() * _norm(self.gradients) / _norm(list(self.task.values()))
-            growth = (self.task[0] * self.weights[0].detach()).sum().abs() * (self.factor / self.loss_scale).abs()
+            growth = (self.task[0] * _real(self.weights[0])).sum().abs() * (self.factor / self.loss_scale).abs()
             share = torch.where(self.loss_scale == 0, torch.nan, share)  # the user's own ramp, which is at zero
             self.note(torch.stack([share, growth / self.variance, self.rounding.to(share)]))
             self.unhook()
@@ -162,6 +167,24 @@ def _hooked(register: Callable[..., Any], hook: Any) -> Any:
     hook = partial(hook)
     hook.__torch_unserializable__ = True  # a model that is saved meanwhile leaves it out
     return register(hook)
+
+
+@contextlib.contextmanager
+def _without_hooks(weights: list[Tensor]) -> Iterator[None]:
+    """Keep the user's hooks on parameters from a gradient that is none of the training's."""
+    hooks = [w._backward_hooks for w in weights]
+    try:
+        for w in weights:
+            w._backward_hooks = None
+        yield
+    finally:
+        for w, own in zip(weights, hooks, strict=True):
+            w._backward_hooks = own
+
+
+def _real(t: Tensor) -> Tensor:
+    """Return a tensor without its graph in float32, its real and imaginary parts where it is complex."""
+    return (torch.view_as_real(t.detach().resolve_conj()) if t.is_complex() else t.detach()).float()
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:

@@ -80,7 +80,8 @@ def _spectral_norm(f: Function, x: Tensor, pull_back: PullBack, steps: int, tol:
     v = rescale(torch.empty_like(x).normal_(generator=generator), 1.0, 2)
     norm = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for _ in range(steps):
-        u = torch.func.jvp(f, (x,), (v,))[1]
+        with PlainFormulas():
+            u = torch.func.jvp(f, (x,), (v,))[1]
         now = row_norm(u, 2)
         previous, norm = norm, torch.maximum(norm, now)
         w = pull_back(u, retain_graph=True)[0]

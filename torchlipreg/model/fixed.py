@@ -16,7 +16,7 @@ from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, unwrap
 from torchlipreg.model.parallelism import check_forward_mode
 from torchlipreg.model.recomputation import recomputing_under
-from torchlipreg.model.switches import checkpoint_hook, forward_mode_kernels, one_path_of_attention
+from torchlipreg.model.switches import checkpoint_hook, float32_products, forward_mode_kernels, one_path_of_attention
 
 REFUSED = (torch.jit.ScriptModule, LazyModuleMixin)
 
@@ -89,6 +89,7 @@ def fixed_function(
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(checkpoint_hook(hook))
         stack.enter_context(one_path_of_attention.held())
+        stack.enter_context(float32_products.held())
         if eager:
             stack.enter_context(forward_mode_kernels.held())
         stack.enter_context(state.applied())

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
@@ -61,7 +62,8 @@ class FrozenState:
         self._kept = Kept()
         self._start: Kept | None = None
         self._thread = threading.get_ident()
-        self._plain: list[tuple[Any, Any, Tensor]] = []
+        self._plain: list[tuple[Any, Any, Tensor]] = []  # where a plain tensor is, under which name
+        self._copies: list[Tensor] = []  # what is there in its place
         self._private = PrivateBuffers(double=double)
         # Eval-mode BatchNorm keeps its running statistics for backward by reference: a later train-mode forward
         # would overwrite them, without an error, and the penalty's gradient would be wrong.
@@ -72,11 +74,13 @@ class FrozenState:
     def applied(self) -> Iterator[None]:
         """Put the frozen values in place, and the modules' own ones back on leaving."""
         outside = self._kept, self._start
-        self._kept, self._plain = Kept(FLAGS if self.is_sharded else None), []
+        self._kept, self._plain, self._copies = Kept(FLAGS if self.is_sharded else None), [], []
         try:
             self._kept.note_function(self._core)
-            for m in self.modules:
+            self._kept.note_global_hooks()
+            for m in [*self.modules]:
                 self._freeze(m)
+            self._take_in_hidden()
             self.norms.refold_all()
             if self.carries:
                 self.note_start()
@@ -107,8 +111,17 @@ class FrozenState:
         return registered(register_module_forward_pre_hook, self._meet)
 
     def _meet(self, m: nn.Module, args: Any) -> None:
-        if m in self._known or threading.get_ident() != self._thread:
-            return
+        if m not in self._known and threading.get_ident() == self._thread:
+            self._take_in(m)
+
+    def _take_in_hidden(self) -> None:
+        """Take in modules in lists, dicts and objects of the frozen ones: they may be newer than the first look."""
+        while self._kept.hidden:
+            m = self._kept.hidden.pop()
+            if m not in self._known and not isinstance(m, (LazyModuleMixin, torch.jit.ScriptModule)):
+                self._take_in(m)
+
+    def _take_in(self, m: nn.Module) -> None:
         hide(self._core, m)
         for part in submodules(m):
             if part not in self._known:
@@ -128,8 +141,9 @@ class FrozenState:
 
     def copy_tensors(self) -> None:
         """Put copies of the frozen buffers and plain tensors in place, which forwards may write."""
-        for values, name, value in self._plain:
-            values[name] = value.clone()
+        self._copies = [value.clone() for _, _, value in self._plain]
+        for (values, name, _), copy in zip(self._plain, self._copies, strict=True):
+            values[name] = copy
         copies: dict[int, Tensor] = {}
         for m in self.buffers:
             of_module = self.norms.frozen_buffers(m)
@@ -138,7 +152,7 @@ class FrozenState:
     def private_tensors(self) -> list[Tensor]:
         """Return the clones that forwards may write."""
         buffers = [b for m in self.buffers for b in m.__dict__["_buffers"].values() if b is not None]
-        return buffers + [values[name] for values, name, _ in self._plain]
+        return buffers + self._copies
 
     def left_something(self) -> bool:
         """Say whether forwards have changed attributes, buffers or what hooks collect."""
@@ -181,8 +195,9 @@ class FrozenState:
         """Put clones of plain tensors in place, which a forward may write."""
         for name, value in held:
             if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
-                self._plain.append((where, name, value))
                 where[name] = value.clone()
+                self._plain.append((where, name, value))
+                self._copies.append(where[name])
 
 
 def _is_on_cudnn(m: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchlipreg.model.closeness import differs
 from torchlipreg.model.function import FixedFunction, forked
@@ -71,7 +71,8 @@ class Inspector:
             moves = carries and (f.is_sharded or not torch.equal(y, f(x).detach()))
             f.carry(carries)
             again = f(x).detach()
-            error = None if _close(y, again, TOLERANCE) else random_values(observer.drawn, y, again)
+            seen_all = None if f.is_sharded else y  # where FSDP shards, no operation is seen
+            error = None if _close(y, again, TOLERANCE) else random_values(observer.drawn, seen_all, again)
             error = error if y.isfinite().all() else not_finite(y)
             whole = part is not None and _values(part.uncompiled(), x[: half(x)]) is None
             with observing(f, writes):  # at points where the loop's forward has not written the same
@@ -118,18 +119,25 @@ class Inspector:
                 raise ValueError(random_values(None, None, None))
         return self._calls % AGAIN == 0
 
-    def look_again(self, f: FixedFunction, x: Tensor) -> None:
-        """Look for randomness, without waiting for the device: an outcome is raised in a later call.
+    def look_again(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> None:
+        """Look for randomness, without waiting for the device, an outcome is raised in a later call; and for traces.
 
         Args:
-            f: The model as a fixed function.
+            model: As the user gave it.
+            f: The same as a fixed function.
             x: Data points, raw, shape (N, *), N ≥ 1.
         """
         if f.is_sharded:
             return
         with f.eagerly(), forked(x.device):
             f = f.unseeded()
-            y, again = f(x).detach(), f(x).detach()
+            f.watch_traces()
+            y = f(x).detach()
+            if f.left_something():  # it began to: from here on each forward starts from the same
+                seen, roots = self._seen[_identity(model)]
+                self._seen[_identity(model)] = seen._replace(carries=True, moves=True), roots
+                f.carry(True)
+            again = f(x).detach()
             self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
 
 
@@ -196,6 +204,10 @@ def _roots(model: Any) -> list[Any]:
     if isinstance(model, (FunctionType, functools.partial)):
         return find_modules(model)
     root = model.__self__ if isinstance(model, MethodType) else model
+    if type(root) is nn.Sequential:  # often made anew around the same layers, with an activation made anew
+        return [part for child in root if next(child.parameters(), None) is not None for part in _roots(child)] or [
+            root
+        ]
     return [root] if hasattr(type(root), "__weakref__") else []
 
 

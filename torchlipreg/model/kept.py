@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
 from types import FunctionType
 from typing import Any
 
 import torch
+import torch.nn.modules.module as torch_hooks
 from torch import Tensor, nn
 
 from torchlipreg.model.search import uses
@@ -16,6 +17,7 @@ from torchlipreg.model.search import uses
 CONTAINERS = (list, dict, set, deque)
 ROOTS = (nn.Module, Tensor, type)
 HOLDING = (*CONTAINERS, tuple)
+HOLDING_OR_MODULE = (*HOLDING, nn.Module)
 LONG = 1000  # from there on a list or dict is known by its length alone
 NESTED = 3  # containers inside of containers that are noted, too
 MOST = 10_000  # things in containers that are noted: a graph's table of neighbours is not what a forward collects in
@@ -23,6 +25,9 @@ FEW = 100  # things in a list or dict among which plain tensors are looked for
 OWN = list(nn.Module().__dict__)  # which nearly all modules have first
 SIMPLE = frozenset((int, float, bool, str, bytes, tuple, type(None), torch.dtype, torch.device))  # cannot be written
 PRIVATE = ("torch.", "accelerate.", "deepspeed.", "torchlipreg.")  # whose hooks keep state of their own
+GLOBAL_HOOKS = tuple(
+    getattr(torch_hooks, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")
+)
 # Whose objects are not put back: what another thread may write, and what is no object of somebody's own.
 ELSEWHERE = frozenset(
     "torch accelerate deepspeed torchlipreg builtins functools weakref enum "
@@ -37,6 +42,9 @@ class Kept:
     attributes hold, the attributes of objects among them, and what the module's forward hooks collect in those that
     they can reach. Not put back: the values of a tensor that is written in place (buffers and plain tensors are cloned
     for that, see :class:`torchlipreg.model.frozen.FrozenState`), and what a forward changes elsewhere, as in a global.
+
+    Attributes:
+        hidden: Modules that were found in containers and objects.
     """
 
     def __init__(self, only: frozenset[str] | None = None) -> None:
@@ -46,12 +54,13 @@ class Kept:
             only: The attributes to put back, where others are changed by those who have the right to (FSDP).
         """
         self._only = only
-        self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._attributes: list[tuple[MutableMapping[str, Any], dict[str, Any]]] = []
         self._parameters: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._noted: set[int] = set()  # identities of these
         self._count = 0
         self._cells: list[tuple[Any, Any]] = []
+        self.hidden: list[nn.Module] = []
 
     def note(self, m: nn.Module) -> list[tuple[Any, list[tuple[Any, Any]]]]:
         """Note what there is on a module.
@@ -78,13 +87,19 @@ class Kept:
                 if isinstance(value, (list, dict)) and len(value) <= FEW and id(value) not in self._noted:
                     places.append((value, list(value.items() if isinstance(value, dict) else enumerate(value))))
                 self._note_container(value)
-            elif _has_attributes(value) and id(value) not in self._noted:
-                places.append((value.__dict__, list(value.__dict__.items())))
-                self._note_object(value)
-        if m._forward_hooks or m._forward_pre_hooks:
-            for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()):
+            elif id(value) not in self._noted and (held := _attributes_of(value)) is not None:
+                places.append((held, list(held.items())))
+                self._note_object(value, held)
+        for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks):
+            for hook in hooks.values() if hooks else ():
                 self.note_function(hook)
         return places
+
+    def note_global_hooks(self) -> None:
+        """Note what torch's global hooks of all modules can reach."""
+        for hooks in GLOBAL_HOOKS:
+            for hook in hooks.values() if hooks else ():
+                self.note_function(hook)
 
     def _note_container(self, value: Any, depth: int = NESTED) -> None:
         if id(value) in self._noted or (depth < NESTED and self._count > MOST):
@@ -99,8 +114,11 @@ class Kept:
             self._containers.append((value, inside))
         if depth:
             for held in inside.values() if isinstance(inside, dict) else inside:
-                if isinstance(held, HOLDING):
-                    self._note_container(held, depth - 1)
+                if isinstance(held, HOLDING_OR_MODULE):
+                    if isinstance(held, nn.Module):
+                        self.hidden.append(held)
+                    else:
+                        self._note_container(held, depth - 1)
 
     def note_function(self, hook: Callable[..., Any]) -> None:
         """Note what a hook or a model that is a plain function, method or partial, can reach in two steps."""
@@ -115,18 +133,17 @@ class Kept:
                 self._note_function(value)
             elif isinstance(value, CONTAINERS):
                 self._note_container(value)
-            elif not isinstance(value, (type, nn.Module)) and hasattr(value, "__dict__") and value is not hook:
-                if not str(type(value).__module__).startswith(PRIVATE):
-                    self._note_object(value)
+            elif value is not hook and id(value) not in self._noted and (held := _attributes_of(value)) is not None:
+                self._note_object(value, held)
 
-    def _note_object(self, value: Any) -> None:
-        if id(value) in self._noted:
-            return
+    def _note_object(self, value: Any, attributes: MutableMapping[str, Any]) -> None:
         self._noted.add(id(value))
-        self._attributes.append((value.__dict__, dict(value.__dict__)))
-        for held in list(value.__dict__.values()):
+        self._attributes.append((attributes, dict(attributes)))
+        for held in list(attributes.values()):
             if isinstance(held, CONTAINERS):
                 self._note_container(held)
+            elif isinstance(held, nn.Module):
+                self.hidden.append(held)
 
     def _note_function(self, function: FunctionType) -> None:
         for cell in function.__closure__ or ():
@@ -163,12 +180,42 @@ class Kept:
                 _refill(value, before)
 
 
-def _has_attributes(value: Any) -> bool:
-    """Say whether a value is an object of somebody's own class, whose attributes a forward may set."""
+def _attributes_of(value: Any) -> MutableMapping[str, Any] | None:
+    """Return the attributes of an object of somebody's own class, which a forward may set; None for another value."""
     kind = type(value)
-    if kind.__module__.partition(".")[0] in ELSEWHERE or issubclass(kind, ROOTS):
-        return False
-    return type(getattr(value, "__dict__", None)) is dict
+    if str(kind.__module__).partition(".")[0] in ELSEWHERE or issubclass(kind, ROOTS):
+        return None
+    held = getattr(value, "__dict__", None)
+    if type(held) is dict:
+        return held
+    return Slots(value) if held is None and any("__slots__" in vars(c) for c in kind.__mro__) else None
+
+
+class Slots(MutableMapping[str, Any]):
+    """The attributes of an object without ``__dict__``, as if it had one."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        slots = (vars(c).get("__slots__", ()) for c in type(value).__mro__)
+        self._names = [name for of in slots for name in ([of] if isinstance(of, str) else of)]
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self._value, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        object.__setattr__(self._value, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        object.__delattr__(self._value, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names if hasattr(self._value, name))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def _plain_copy(value: Any) -> Any:
@@ -177,7 +224,7 @@ def _plain_copy(value: Any) -> Any:
     return kind(value) if kind in (deque, tuple) else kind.copy(value)
 
 
-def _restore(values: dict[str, Any], before: dict[str, Any], only: frozenset[str] | None = None) -> None:
+def _restore(values: MutableMapping[str, Any], before: dict[str, Any], only: frozenset[str] | None = None) -> None:
     """Put values back, and take away what was added, or what of ``only`` was."""
     values.update(before)  # never empty on the way: a thread or a signal may look
     if len(values) > len(before):
@@ -186,7 +233,7 @@ def _restore(values: dict[str, Any], before: dict[str, Any], only: frozenset[str
             del values[name]
 
 
-def _same(values: dict[str, Any], before: dict[str, Any]) -> bool:
+def _same(values: MutableMapping[str, Any], before: dict[str, Any]) -> bool:
     return len(values) == len(before) and all(map(operator.is_, values.values(), before.values()))
 
 

@@ -28,7 +28,7 @@ class AsFound(NamedTuple):
     Attributes:
         inexact: Dropout, stochastic depth or BatchNorm is in train mode.
         training: The training flag of each module.
-        model: Which model it is: the identity of its first module, None without one.
+        model: Which model it is: the identity of its first module that is no Sequential, None without one.
         autocast: Types of the devices for which autocast was on.
     """
 
@@ -127,7 +127,7 @@ def as_found(modules: list[nn.Module]) -> AsFound:
     return AsFound(
         any(m.training and _differs_in_training(m) for m in modules),
         [m.training for m in modules],
-        id(modules[0]) if modules else None,
+        next((id(m) for m in modules if type(m) is not nn.Sequential), None),  # which may be made anew for each call
         [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)],
     )
 

@@ -31,24 +31,30 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees each operation of a forward.
 
     Attributes:
-        dtype: A half precision in which one ran; None if none did.
+        dtype: The last one that is narrower than it should be, in which one ran; None if none did.
         drawn: The last one that draws random numbers; None without one.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self) -> None:
+    def __init__(self, narrow: tuple[torch.dtype, ...] = HALF) -> None:
+        """Begin.
+
+        Args:
+            narrow: The dtypes to note.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
+        self._narrow = narrow
         self.dtype: torch.dtype | None = None
         self.drawn: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and note its name if it draws numbers, and its dtype if that is a half one."""
+        """Run an operation, and note its name if it draws numbers, and its dtype if that is narrow."""
         result = func(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
             self.drawn = str(func)
         for y in tree_leaves(result):
-            if isinstance(y, Tensor) and y.dtype in HALF:
+            if isinstance(y, Tensor) and y.dtype in self._narrow and self.dtype not in HALF:
                 self.dtype = y.dtype
         return result
 

@@ -72,6 +72,13 @@ WRITTEN = (
 def random_values(drawn: str | None, y: Tensor | None, again: Tensor | None) -> str:
     """Return the message for a model that is random: two values at the same points, if they are at hand."""
     off = "" if y is None or again is None or y.shape != again.shape else f" by up to {(y - again).abs().amax():.2g}"
+    if drawn is None and y is not None:
+        return (
+            "Expected argument `model` to be a function of its input, but two forwards at the same points differ"
+            f"{off}, and no random numbers of torch's are drawn: it changes itself in each forward, as by power "
+            "iterations on vectors that are parameters, or draws from elsewhere. Let it do so only where "
+            "`self.training` is true; torch.nn.utils.parametrizations.spectral_norm does."
+        )
     cause = f" It draws random numbers ({drawn})." if drawn else ""
     return (
         "Expected argument `model` to be a function of its input with Dropout and the like switched off, but two "

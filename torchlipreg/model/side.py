@@ -19,7 +19,7 @@ def split_side(
     """Tell tensors with a row for each point of the batch from the rest.
 
     Args:
-        model_kwargs: As the user gave them.
+        model_kwargs: As the user gave them. Sparse and nested tensors are constants, as a graph's adjacency.
         batch_size: Points in the loop's batch.
         names: Of those with rows, where that is known: a constant may happen to be as long as the batch.
 
@@ -31,8 +31,8 @@ def split_side(
     if not model_kwargs:
         return rows, rest
     for name, value in model_kwargs.items():
-        is_long = isinstance(value, Tensor) and value.dim() > 0 and len(value) == batch_size
-        if is_long and (names is None or name in names):
+        has_rows = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+        if has_rows and value.dim() > 0 and len(value) == batch_size and (names is None or name in names):
             rows[name] = value.detach()
         else:
             rest[name] = value

@@ -75,6 +75,32 @@ def _write_kernels(enabled: list[bool]) -> None:
 forward_mode_kernels = Switch(_read_kernels, _write_kernels, value=[False, False, *ATTENTION.values()])
 
 
+ONEDNN = [("mkldnn", operation) for operation in ("matmul", "conv", "rnn")]
+
+
+def _read_products() -> tuple[str | None, list[tuple[str, str]]]:
+    """Return the precision of matrix products, None if torch's newer names set it, and what is bf16 by these."""
+    precision_of = getattr(torch._C, "_get_fp32_precision_getter", None)  # since torch 2.9
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by both old and new names
+        precision = None
+    return precision, [of for of in ONEDNN if precision_of is not None and precision_of(*of) == "bf16"]
+
+
+def _write_products(settings: tuple[str | None, list[tuple[str, str]]] | None) -> None:
+    """Set what was bfloat16 to more precision (None), or back to it."""
+    precision, rounded = settings or _read_products()
+    if precision == "medium":
+        torch.set_float32_matmul_precision("high" if settings is None else "medium")
+    for of in rounded if precision != "medium" else [of for of in rounded if of[1] != "matmul"]:
+        torch._C._set_fp32_precision_setter(*of, "ieee" if settings is None else "bf16")
+
+
+# Products of float32 in bfloat16, on processors that are faster so, would round away what close points differ by.
+float32_products = Switch(_read_products, _write_products, value=None)
+
+
 def _read_stance() -> Any:
     return sys.modules["torch._dynamo.eval_frame"]._stance
 

@@ -1,0 +1,116 @@
+"""Models that change from call to call: modules that come later, a state that begins later, wrappers made anew."""
+
+import pytest
+import torch
+from torch import nn
+from zoo import Seen, mlp, penalty_of, same, traces
+
+from torchlipreg.model.reuse import AGAIN
+
+
+class Holder:
+    def __init__(self, module):
+        self.module = module
+
+
+class Heads(nn.Module):
+    """Keeps its heads where torch does not see them."""
+
+    def __init__(self, place):
+        super().__init__()
+        self.body, self.task = nn.Linear(6, 8), "a"
+        self.heads = {"a": nn.Linear(8, 3)}
+        self.heads = [self.heads] if place == "list" else self.heads
+        self.late = None if place == "object" else ()
+        self.place = place
+
+    def add(self, head):
+        if self.place == "object":
+            self.late = Holder(head)
+        else:
+            (self.heads[0] if self.place == "list" else self.heads)["b"] = head
+        self.task = "b"
+
+    def forward(self, x):
+        heads = self.heads[0] if self.place == "list" else self.heads
+        head = heads["a"] if self.task == "a" else self.late.module if self.place == "object" else heads["b"]
+        return head(self.body(x))
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.0])
+@pytest.mark.parametrize("place", ["dict", "list", "object"])
+def test_a_head_that_comes_later_is_frozen(place, radius):
+    """Its Dropout is off, its BatchNorm on running statistics, and neither moves."""
+    net, x, penalty = Heads(place), torch.randn(16, 6), penalty_of("tv", radius=radius)
+    penalty(net, x)
+    late = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
+    net.add(late)
+    before, random = traces(late), torch.get_rng_state()
+    with pytest.warns(UserWarning, match="BatchNorm1d"):  # of which the first call holds the statistics
+        penalty(net, x)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert same(traces(late), before)
+    exact = penalty_of("tv", radius=radius)
+    exact.load_state_dict(penalty.state_dict())
+    u, v = penalty.pairs
+    net.eval(), late.eval()
+    if radius:
+        quotients = (net(v) - net(u)).norm(dim=1) / (v - u).norm(dim=1)
+        torch.testing.assert_close(penalty.estimate, quotients.max().detach(), rtol=1e-4, atol=0)
+
+
+class Bank(nn.Module):
+    """Begins to carry a state when it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.on, self.offset = nn.Linear(6, 3), False, 0.0
+
+    def forward(self, x):
+        if self.on:
+            self.offset = self.offset + 1.0
+        return self.linear(x) * (1.0 + self.offset)
+
+
+def test_a_state_that_begins_later_is_noticed():
+    net, x, penalty = Bank().double(), torch.randn(8, 6, dtype=torch.float64), penalty_of("tv")
+    for _ in range(2):
+        penalty(net, x)
+    net.on = True
+    for _ in range(AGAIN):
+        penalty(net, x)
+    assert net.offset == 0.0
+    exact = 2.0 * torch.linalg.matrix_norm(net.linear.weight, 2)  # of the first forward after the loop's
+    assert 0.5 * exact < penalty.estimate <= exact * (1 + 1e-9)
+
+
+def test_a_sequential_that_is_made_anew_is_looked_at_once():
+    ran = Seen()
+
+    class Counting(nn.Linear):
+        def forward(self, x):
+            ran.append(1)
+            return super().forward(x)
+
+    encoder, head, x, counts = Counting(6, 8), nn.Linear(8, 3), torch.randn(8, 6), []
+    full, penalty = nn.Sequential(nn.Sequential(encoder, nn.ReLU()), head), penalty_of("tv")
+    for make in (lambda: full, lambda: full[0:], lambda: nn.Sequential(encoder, nn.ReLU(), head)):
+        ran.clear()
+        out = make()(x)
+        penalty(make(), x, out)
+        counts.append(len(ran))
+    assert counts[0] > 8 > counts[2]
+    assert counts[1] == counts[2] == 3  # the loop's, the ascent's and the penalty's
+
+
+def test_another_layer_in_a_sequential_is_looked_at():
+    net, x, penalty = mlp(), torch.randn(8, 6), penalty_of("tv")
+    penalty(net, x)
+
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(3)
+
+    net[2] = Noisy(8, 3)
+    with pytest.raises(ValueError, match="two forwards"):
+        penalty(net, x)
