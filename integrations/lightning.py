@@ -50,7 +50,8 @@ class LipschitzCallback(_Callback):
 
     Manual optimisation, ``accumulate_grad_batches``, ``precision`` and DDP need nothing more: the penalty computes in
     float32 (or the module's own dtype) whatever autocast does, and its gradient is averaged with the loss's. In a step
-    that validation shares, the penalty only returns a value: nothing moves where there are no gradients.
+    that validation shares, the penalty only returns a value: nothing moves where there are no gradients, and it is
+    that of the last training step's pairs, no number of the validation data.
 
     Checkpoints hold the pairs of all processes, and load into any number of them. So :meth:`state_dict` is collective,
     as ``trainer.save_checkpoint`` is.

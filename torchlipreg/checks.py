@@ -131,11 +131,15 @@ def check_channels(name: str, x: Tensor, units: Units) -> None:
         )
 
 
+def as_plain(x: Tensor) -> Tensor:
+    """Return a library's tensor with notes of its own, as of images, as a plain one: it would go into the state."""
+    return x if type(x) is Tensor or is_traceable_wrapper_subclass(x) else x.as_subclass(Tensor)
+
+
 def in_raw_units(x: Tensor, units: Units | None, name: str = "x") -> Tensor:
     """Return a batch in raw units, its channels checked, without a graph."""
     x = (x.clone() if x.is_inference() else x).detach()
-    if isinstance(x, Tensor) and type(x) is not Tensor and not is_traceable_wrapper_subclass(x):
-        x = x.as_subclass(Tensor)  # a library's image with notes of its own would go into pairs and states
+    x = as_plain(x)
     if units is None:
         return x
     check_channels(name, x, units)
@@ -226,7 +230,7 @@ def check_values(name: str, x: Tensor, bounds: tuple[float, float] | None) -> No
 
 
 def check_output(y: Any, batch_size: int) -> Tensor:
-    """Return the model's output; raise unless it is a floating tensor that keeps the batch axis."""
+    """Return the model's output as a plain tensor; raise unless it is a floating tensor that keeps the batch axis."""
     hint = "Name the tensor to penalise with `output=`, a function of the model's return value."
     if not isinstance(y, Tensor):
         raise TypeError(f"Expected the model's output to be a tensor, but got {type(y).__name__}. {hint}")
@@ -237,7 +241,7 @@ def check_output(y: Any, batch_size: int) -> Tensor:
             f"Expected the model's output to keep the batch axis of {batch_size} rows, but got shape "
             f"{tuple(y.shape)}: return one output per row, not a loss or a mean. {hint}"
         )
-    return y
+    return as_plain(y)
 
 
 def check_state_keys(state: Any, keys: set[str], owner: str) -> None:

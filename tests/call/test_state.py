@@ -314,3 +314,19 @@ def test_all_ranks_look_at_the_next_batch_together_if_one_of_them_has_no_pairs(m
         loaded.load_state_dict(state)
         floors.append(loaded._state.floor)
     assert floors == [None if looks_again else state["floor"]] * ranks
+
+
+class Photograph(Tensor):
+    """As libraries of images have them: a tensor with notes of its own, which operations keep."""
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inputs_of_another_class_stay_out_of_the_state(method, tmp_path):
+    net, x = mlp(), torch.randn(8, 6)
+    penalties = penalty_of(method), penalty_of(method)
+    values = [p(net, z, net(z)) for p, z in zip(penalties, (x, x.as_subclass(Photograph)), strict=True)]
+    assert type(values[1]) is Tensor
+    torch.testing.assert_close(values[1], values[0], rtol=0, atol=0)
+    assert type(penalties[1].pairs[1]) is type(penalties[1].estimate) is Tensor
+    torch.save(penalties[1].state_dict(), tmp_path / "state.pt")
+    penalty_of(method).load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))

@@ -93,7 +93,7 @@ def test_a_sequential_that_is_made_anew_is_looked_at_once():
             return super().forward(x)
 
     encoder, head, x, counts = Counting(6, 8), nn.Linear(8, 3), torch.randn(8, 6), []
-    full, penalty = nn.Sequential(nn.Sequential(encoder, nn.ReLU()), head), penalty_of("tv")
+    full, penalty = nn.Sequential(encoder, nn.ReLU(), head), penalty_of("tv")
     for make in (lambda: full, lambda: full[0:], lambda: nn.Sequential(encoder, nn.ReLU(), head)):
         ran.clear()
         out = make()(x)

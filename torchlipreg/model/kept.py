@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping
-from types import FunctionType
+from types import FunctionType, MemberDescriptorType
 from typing import Any
 
 import torch
@@ -196,8 +196,8 @@ class Slots(MutableMapping[str, Any]):
 
     def __init__(self, value: Any) -> None:
         self._value = value
-        slots = (vars(c).get("__slots__", ()) for c in type(value).__mro__)
-        self._names = [name for of in slots for name in ([of] if isinstance(of, str) else of)]
+        members = (member for kind in type(value).__mro__ for member in vars(kind).items())
+        self._names = [name for name, member in members if type(member) is MemberDescriptorType]
 
     def __getitem__(self, name: str) -> Any:
         try:
