@@ -12,10 +12,9 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torchlipreg.geometry.norms import NORMS
-from torchlipreg.geometry.units import Units
+from torchlipreg.geometry.units import Units, as_plain
 
 P = ParamSpec("P")
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]  # mean and standard deviation, perhaps of each
@@ -129,11 +128,6 @@ def check_channels(name: str, x: Tensor, units: Units) -> None:
             f"Expected argument `{name}` to have {count} channels on axis 1, as many as `normalization` has means, "
             f"but got shape {tuple(x.shape)}."
         )
-
-
-def as_plain(x: Tensor) -> Tensor:
-    """Return a library's tensor with notes of its own, as of images, as a plain one: it would go into the state."""
-    return x if type(x) is Tensor or is_traceable_wrapper_subclass(x) else x.as_subclass(Tensor)
 
 
 def in_raw_units(x: Tensor, units: Units | None, name: str = "x") -> Tensor:

@@ -32,6 +32,12 @@ class Units(NamedTuple):
         return _channels(self.std, x.dim(), x.dtype, x.device)
 
 
+def as_plain(x: Tensor) -> Tensor:
+    """Return a library's tensor with notes of its own, as of images, as a plain one: it would go into the state."""
+    computes_itself = type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return x if type(x) is Tensor or computes_itself else x.as_subclass(Tensor)
+
+
 RAW = Units((0.0,), (1.0,))  # of images in [0, 1], whose map would be two passes over each batch for nothing
 
 

@@ -19,6 +19,7 @@ from torchlipreg.model.following import Following
 from torchlipreg.model.kept import Kept
 from torchlipreg.model.modules import AsFound, as_found, compiled_module, hide, is_wrapper, submodules, unwrap
 from torchlipreg.model.parallelism import is_sharded
+from torchlipreg.model.recomputation import checkpointed, recomputes
 
 FLAGS = frozenset(
     ("training", "dropout", "forward", "_compiled_call_impl", "attention_bias_cache", "_buffers", "_parameters")
@@ -182,8 +183,8 @@ class FrozenState:
             values["_compiled_call_impl"] = None  # of m.compile(), in place
         if "attention_bias_cache" in values:  # of timm's LeViT and others, filled in eval mode: would keep a graph
             values["attention_bias_cache"] = {}
-        if not self.eager and "gradient_checkpointing" in values and _recomputes(m):
-            values["forward"] = _checkpointed(m, values.get("forward", partial(type(m).forward, m)))
+        if not self.eager and "gradient_checkpointing" in values and recomputes(m):
+            values["forward"] = checkpointed(m, values.get("forward", partial(type(m).forward, m)))
         for where, held in places:
             self._clone_plain(where, held)
         if m in self.buffers:
@@ -212,20 +213,6 @@ def _widen(values: dict[str, Any]) -> None:
             values[name] = widened(value)
     if "_flat_weights_names" in values:  # of torch's RNNs, which hold their parameters twice
         values["_flat_weights"] = [values["_parameters"].get(name) for name in values["_flat_weights_names"]]
-
-
-def _recomputes(m: Any) -> bool:
-    """Say whether a module is one of transformers' layers that recompute in backward, in train mode only."""
-    return m.gradient_checkpointing and any(c.__name__ == "GradientCheckpointingLayer" for c in type(m).__mro__)
-
-
-def _checkpointed(m: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return m._gradient_checkpointing_func(partial(forward, **kwargs), *args)
-
-    return checkpointed
 
 
 @contextlib.contextmanager

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import operator
-from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping
-from types import FunctionType, MemberDescriptorType
+from collections.abc import Callable, MutableMapping
+from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.modules.module as torch_hooks
-from torch import Tensor, nn
+from torch import nn
 
+from torchlipreg.model.held import CONTAINERS, HOLDING, attributes_of, plain_copy, refill, restore, same, unchanged
 from torchlipreg.model.search import uses
 
-CONTAINERS = (list, dict, set, deque)
-ROOTS = (nn.Module, Tensor, type)
-HOLDING = (*CONTAINERS, tuple)
 HOLDING_OR_MODULE = (*HOLDING, nn.Module)
 LONG = 1000  # from there on a list or dict is known by its length alone
 NESTED = 3  # containers inside of containers that are noted, too
@@ -27,11 +23,6 @@ SIMPLE = frozenset((int, float, bool, str, bytes, tuple, type(None), torch.dtype
 PRIVATE = ("torch.", "accelerate.", "deepspeed.", "torchlipreg.")  # whose hooks keep state of their own
 GLOBAL_HOOKS = tuple(
     getattr(torch_hooks, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")
-)
-# Whose objects are not put back: what another thread may write, and what is no object of somebody's own.
-ELSEWHERE = frozenset(
-    "torch accelerate deepspeed torchlipreg builtins functools weakref enum "
-    "threading logging queue multiprocessing concurrent asyncio contextvars".split()
 )
 
 
@@ -87,7 +78,7 @@ class Kept:
                 if isinstance(value, (list, dict)) and len(value) <= FEW and id(value) not in self._noted:
                     places.append((value, list(value.items() if isinstance(value, dict) else enumerate(value))))
                 self._note_container(value)
-            elif id(value) not in self._noted and (held := _attributes_of(value)) is not None:
+            elif id(value) not in self._noted and (held := attributes_of(value)) is not None:
                 places.append((held, list(held.items())))
                 self._note_object(value, held)
         for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks):
@@ -108,7 +99,7 @@ class Kept:
         if len(value) > (LONG if isinstance(value, (list, dict)) else MOST) and not isinstance(value, tuple):
             self._containers.append((value, len(value)))
             return
-        inside = _plain_copy(value)  # of which another thread does not take away while we walk
+        inside = plain_copy(value)  # of which another thread does not take away while we walk
         self._count += len(inside)
         if not isinstance(value, tuple):
             self._containers.append((value, inside))
@@ -133,7 +124,7 @@ class Kept:
                 self._note_function(value)
             elif isinstance(value, CONTAINERS):
                 self._note_container(value)
-            elif value is not hook and id(value) not in self._noted and (held := _attributes_of(value)) is not None:
+            elif value is not hook and id(value) not in self._noted and (held := attributes_of(value)) is not None:
                 self._note_object(value, held)
 
     def _note_object(self, value: Any, attributes: MutableMapping[str, Any]) -> None:
@@ -158,15 +149,15 @@ class Kept:
     def differs(self) -> bool:
         """Say whether anything is not as it was noted."""
         return (
-            any(not _same(values, before) for values, before in [*self._attributes, *self._parameters])
+            any(not same(values, before) for values, before in [*self._attributes, *self._parameters])
             or any(cell.cell_contents is not before for cell, before in self._cells)
-            or any(not _unchanged(value, before) for value, before in self._containers)
+            or any(not unchanged(value, before) for value, before in self._containers)
         )
 
     def put_back(self) -> None:
         """Put everything back; may be called again after it was interrupted."""
         for values, before in self._attributes:
-            _restore(values, before, self._only)
+            restore(values, before, self._only)
         for cell, before in self._cells:
             cell.cell_contents = before
         self.put_back_containers()
@@ -174,86 +165,7 @@ class Kept:
     def put_back_containers(self) -> None:
         """Put back what lists, dicts and sets held."""
         for parameters, own in self._parameters:
-            _restore(parameters, own)
+            restore(parameters, own)
         for value, before in self._containers:
-            if not _unchanged(value, before):
-                _refill(value, before)
-
-
-def _attributes_of(value: Any) -> MutableMapping[str, Any] | None:
-    """Return the attributes of an object of somebody's own class, which a forward may set; None for another value."""
-    kind = type(value)
-    if str(kind.__module__).partition(".")[0] in ELSEWHERE or issubclass(kind, ROOTS):
-        return None
-    held = getattr(value, "__dict__", None)
-    if type(held) is dict:
-        return held
-    return Slots(value) if held is None and any("__slots__" in vars(c) for c in kind.__mro__) else None
-
-
-class Slots(MutableMapping[str, Any]):
-    """The attributes of an object without ``__dict__``, as if it had one."""
-
-    def __init__(self, value: Any) -> None:
-        self._value = value
-        members = (member for kind in type(value).__mro__ for member in vars(kind).items())
-        self._names = [name for name, member in members if type(member) is MemberDescriptorType]
-
-    def __getitem__(self, name: str) -> Any:
-        try:
-            return getattr(self._value, name)
-        except AttributeError:
-            raise KeyError(name) from None
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        object.__setattr__(self._value, name, value)
-
-    def __delitem__(self, name: str) -> None:
-        object.__delattr__(self._value, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._names if hasattr(self._value, name))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def _plain_copy(value: Any) -> Any:
-    """Copy a container as the built-in kind that it is: a subclass may copy in its own way, or not at all."""
-    kind: Any = next(kind for kind in HOLDING if isinstance(value, kind))
-    return kind(value) if kind in (deque, tuple) else kind.copy(value)
-
-
-def _restore(values: MutableMapping[str, Any], before: dict[str, Any], only: frozenset[str] | None = None) -> None:
-    """Put values back, and take away what was added, or what of ``only`` was."""
-    values.update(before)  # never empty on the way: a thread or a signal may look
-    if len(values) > len(before):
-        added = values.keys() - before.keys()
-        for name in added if only is None else added & only:
-            del values[name]
-
-
-def _same(values: MutableMapping[str, Any], before: dict[str, Any]) -> bool:
-    return len(values) == len(before) and all(map(operator.is_, values.values(), before.values()))
-
-
-def _unchanged(value: Any, before: Any) -> bool:
-    if isinstance(before, int):
-        return len(value) == before
-    if isinstance(value, dict):
-        return _same(value, before) and all(map(operator.is_, value, before))
-    return len(value) == len(before) and all(map(operator.is_, value, before))
-
-
-def _refill(value: Any, before: Any) -> None:
-    if isinstance(before, int):
-        if isinstance(value, list):
-            del value[before:]
-        elif isinstance(value, dict):
-            for name in list(value)[before:]:
-                del value[name]
-    elif isinstance(value, list):
-        value[:] = before
-    else:
-        value.clear()
-        value.update(before) if not isinstance(value, deque) else value.extend(before)
+            if not unchanged(value, before):
+                refill(value, before)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
+
+import torch
 
 from torchlipreg.model.switches import checkpoint_hook_outside
 
@@ -26,3 +29,19 @@ def recomputing_under(state: Callable[[], AbstractContextManager[None]]) -> Call
         return original(frame)
 
     return hook
+
+
+def recomputes(m: Any) -> bool:
+    """Say whether a module is one of transformers' layers that recompute in backward, in train mode only."""
+    return m.gradient_checkpointing and any(c.__name__ == "GradientCheckpointingLayer" for c in type(m).__mro__)
+
+
+def checkpointed(m: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the forward of such a layer that recomputes in eval mode, too."""
+
+    def forward_again(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return m._gradient_checkpointing_func(partial(forward, **kwargs), *args)
+
+    return forward_again
