@@ -281,3 +281,20 @@ def test_no_training_on_a_hundred_labels_fell_under_88_per_cent(tmp_path):
     found = best(jobs, ALL["tv-unlabelled-balanced-long"].family, 100, 0.0)[1]
     assert len(found) == 10
     assert min(record["accuracy"] for record in found) > 0.88
+
+
+def test_on_natural_images_it_helps_certainty_and_not_accuracy(tmp_path):
+    from examples.experiments.labels.__main__ import all_jobs
+    from examples.experiments.labels.tables import best
+
+    jobs = all_jobs(published(tmp_path, "cifar")[1])
+
+    def mean(family, number):
+        found = best(jobs, family, 4_000, 0.0)[1]
+        assert len(found) == 2
+        return statistics.mean(record[number] for record in found)
+
+    for ours in ("tv ℓ2, ε 1", "tv ℓ∞, ε 8/255"):
+        assert abs(mean(ours, "accuracy") - mean("plain", "accuracy")) < 0.01
+        assert mean(ours, "accuracy") < mean("dropout", "accuracy")
+        assert mean("dropout", "nll") < mean(ours, "nll") < mean("plain", "nll") - 0.3

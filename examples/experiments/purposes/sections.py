@@ -130,7 +130,7 @@ def labels():
             ("plain", "tv ℓ2, ε 1", "1,000 labels", None),
             "The line is the family's member for 1,000 labels. Where labels are wrong, the same in ℓ∞ with radius .1 "
             "is the best of the families ([few labels](results/labels.md)); from 10,000 labels on label smoothing is "
-            "better. The price was not measured, other data neither.",
+            "better. With 4,000 labels of CIFAR-10 no way of ours gained accuracy. The price was not measured.",
         )
     ]
 
