@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from types import FunctionType
 from typing import Any
 
@@ -81,15 +81,18 @@ class Kept:
             elif id(value) not in self._noted and (held := attributes_of(value)) is not None:
                 places.append((held, list(held.items())))
                 self._note_object(value, held)
-        for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks):
-            for hook in hooks.values() if hooks else ():
-                self.note_function(hook)
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+            self._note_hooks((m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
         return places
 
     def note_global_hooks(self) -> None:
         """Note what torch's global hooks of all modules can reach."""
-        for hooks in GLOBAL_HOOKS:
-            for hook in hooks.values() if hooks else ():
+        if any(GLOBAL_HOOKS):
+            self._note_hooks(GLOBAL_HOOKS)
+
+    def _note_hooks(self, of_kinds: Iterable[dict[int, Callable[..., Any]]]) -> None:
+        for hooks in of_kinds:
+            for hook in hooks.values():
                 self.note_function(hook)
 
     def _note_container(self, value: Any, depth: int = NESTED) -> None:

@@ -75,21 +75,24 @@ def _write_kernels(enabled: list[bool]) -> None:
 forward_mode_kernels = Switch(_read_kernels, _write_kernels, value=[False, False, *ATTENTION.values()])
 
 
+_precision_of = getattr(torch._C, "_get_fp32_precision_getter", lambda *of: "")  # since torch 2.9
 ONEDNN = [("mkldnn", operation) for operation in ("matmul", "conv", "rnn")]
+
+
+NOTHING_ROUNDED: tuple[Any, ...] = tuple((precision, []) for precision in ("highest", "high", None))
 
 
 def _read_products() -> tuple[str | None, list[tuple[str, str]]]:
     """Return the precision of matrix products, None if torch's newer names set it, and what is bf16 by these."""
-    precision_of = getattr(torch._C, "_get_fp32_precision_getter", None)  # since torch 2.9
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # set by both old and new names
         precision = None
-    return precision, [of for of in ONEDNN if precision_of is not None and precision_of(*of) == "bf16"]
+    return precision, [of for of in ONEDNN if _precision_of(*of) == "bf16"]
 
 
 def _write_products(settings: tuple[str | None, list[tuple[str, str]]] | None) -> None:
-    """Set what was bfloat16 to more precision (None), or back to it."""
+    """Set what is bfloat16 to more precision (None), or back to it."""
     precision, rounded = settings or _read_products()
     if precision == "medium":
         torch.set_float32_matmul_precision("high" if settings is None else "medium")
@@ -97,8 +100,18 @@ def _write_products(settings: tuple[str | None, list[tuple[str, str]]] | None) -
         torch._C._set_fp32_precision_setter(*of, "ieee" if settings is None else "bf16")
 
 
+class _Products(Switch):
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        if not self._holders and _read_products() in NOTHING_ROUNDED:  # as nearly always
+            yield
+            return
+        with super().held():
+            yield
+
+
 # Products of float32 in bfloat16, on processors that are faster so, would round away what close points differ by.
-float32_products = Switch(_read_products, _write_products, value=None)
+float32_products = _Products(_read_products, _write_products, value=None)
 
 
 def _read_stance() -> Any:
