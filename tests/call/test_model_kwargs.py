@@ -1,5 +1,6 @@
 """What else a model takes comes along with the rows in use: against a penalty on those rows alone."""
 
+import contextlib
 import copy
 
 import pytest
@@ -234,3 +235,15 @@ def test_inputs_of_a_whole_batch_serve_in_every_call(given, monkeypatch):
             out = net(x, h0)
             (out.square().mean() + penalty(model, x, out, update=update, model_kwargs=more)).backward()
     assert penalty.share is not None
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_a_mask_of_the_whole_batch_in_a_layer_that_asserts(count):
+    """torch's attention checks its masks by assertions."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    x, mask = torch.randn(6, 3, 8), torch.zeros(6, 3, dtype=torch.bool)
+    mask[2, 2] = True
+    penalty = bare("tv", num_pairs=count)
+    expected = contextlib.nullcontext() if count is None else pytest.raises(ValueError, match=r"`model_kwargs`")
+    with expected:
+        penalty(lambda z: layer(z, src_key_padding_mask=mask), x)

@@ -82,7 +82,7 @@ class FixedFunction:
                     returned = self._core(z, **self._kwargs, **fit_rows(self._side, z.shape[0]))
                 else:
                     returned = self._core(z)
-        except (RuntimeError, ValueError, IndexError, AttributeError) as error:
+        except (RuntimeError, ValueError, IndexError, AttributeError, AssertionError) as error:
             self._explain(error, z.shape[0])
             raise
         try:
