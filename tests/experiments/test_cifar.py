@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -350,3 +351,25 @@ def test_where_single_step_training_breaks_down_the_penalty_does_not():
     assert at_16["fgsm"]["clean"] == at_16["n-fgsm"]["clean"] == 0.1
     assert at_16["tv-quarter"]["clean"] == 0.434
     assert at_16["tv-quarter"][f"pgd linf {2 * EPSILON}"] == 0.14
+
+
+def test_by_all_of_autoattack_it_is_level_with_fgsm_training_within_the_spread():
+    """As README and docs/results/cifar.md say."""
+    from examples.experiments.cifar.measures import EPSILON
+
+    _, results = published()
+    robust, clean, spread = {}, {}, {}
+    for name in ("plain", "fgsm", "tv-quarter", "tv-quarter-10", "tv-fourth"):
+        found = [100 * value for value in results.numbers("conv", name, f"autoattack linf {EPSILON}")]
+        assert len(found) == (2 if name == "tv-fourth" else 3)
+        robust[name], spread[name] = statistics.mean(found), statistics.stdev(found)
+        clean[name] = 100 * statistics.mean(results.numbers("conv", name, "clean"))
+    assert 0 < robust["fgsm"] - robust["tv-quarter"] < spread["fgsm"]
+    assert clean["tv-quarter"] > clean["fgsm"] + 2
+    assert 1 < robust["fgsm"] - robust["tv-quarter-10"] < 1.5
+    assert clean["tv-quarter-10"] > clean["fgsm"] + 5
+    common = [
+        results.of("conv", name)[seed][f"autoattack linf {EPSILON}"] for name in ("plain", "fgsm") for seed in (0, 2)
+    ]
+    plain, fgsm = 50 * sum(common[:2]), 50 * sum(common[2:])
+    assert abs(robust["tv-fourth"] - plain - 0.9 * (fgsm - plain)) < 0.05

@@ -29,7 +29,7 @@ def at_scale(name, images, epochs, factor, judged, thoroughly=1_000, learning_ra
         measures=measures(judged, thoroughly),
         tables=partial(tables, judged=judged, thoroughly=thoroughly),
         draw=partial(draw, name=name),
-        brief=("plain", "fgsm-quarter", "fgsm", "n-fgsm", "pgd", "tv-fourth", "tv-quarter-10", "tv-quarter-40"),
+        brief=("plain", "fgsm-quarter", "fgsm", "n-fgsm", "pgd", "tv-fourth", "tv-quarter-10", "tv-quarter"),
         quick_recipes=("plain", "fgsm", "tv-quarter", "prior-guided"),
         quick_measures=("curves", "corruptions", "apgd"),
         quick_epochs=20,

@@ -63,7 +63,7 @@ def goals(results, network):
     notes = (
         f"Clean accuracy / accuracy under {judged[1] if judged else ''} at ∞ 8 in per cent, and price; the same seeds."
     )
-    return Table(f"{network}: what was to be shown", heading, rows, notes)
+    return Table(f"{network}: what was to be shown, by {judged[1] if judged else 'attack'}", heading, rows, notes)
 
 
 def _row(results, network, goal):

@@ -1,7 +1,9 @@
 """The tables of the CIFAR-10 experiment."""
 
 from examples.experiments.cifar.goals import goals
-from examples.experiments.cifar.measures import BOUND, MORE_BOUNDS
+from examples.experiments.cifar.judge import JUDGES, judge
+from examples.experiments.cifar.measures import BOUND, EPSILON, MORE_BOUNDS
+from examples.experiments.common.results import Results
 from examples.experiments.common.robustness import robustness
 
 BOUNDS = sorted([*BOUND, *MORE_BOUNDS], key=lambda bound: (bound[0] != "linf", bound[1]))
@@ -31,5 +33,8 @@ def tables(results, network, judged, thoroughly):
     notes = NOTES | {"time": f"time: {results.clock} of a step, relative to plain, taken in turns."}
     seen = {"APGD": judged, "AutoAttack": thoroughly}
     notes |= {attack: f"{NOTES[attack]} On the first {images:,} images." for attack, images in seen.items()}
-    made = robustness(results, network, COLUMNS, notes), goals(results, network)
+    made = [robustness(results, network, COLUMNS, notes), goals(results, network)]
+    by_all = [row for row in results.rows if row["network"] == network and f"autoattack linf {EPSILON}" in row]
+    if by_all and judge(results, network)[1] != JUDGES["autoattack"]:  # which has not seen every model
+        made.append(goals(Results(by_all, results.meta), network))
     return [table for table in made if table.rows]
