@@ -119,7 +119,8 @@ class FrozenState:
         """Take in modules in lists, dicts and objects of the frozen ones: they may be newer than the first look."""
         while self._kept.hidden:
             m = self._kept.hidden.pop()
-            if m not in self._known and not isinstance(m, (LazyModuleMixin, torch.jit.ScriptModule)):
+            unfit = (LazyModuleMixin, torch.jit.ScriptModule)
+            if m not in self._known and not any(isinstance(part, unfit) for part in submodules(m)):
                 self._take_in(m)
 
     def _take_in(self, m: nn.Module) -> None:

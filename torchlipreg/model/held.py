@@ -46,7 +46,8 @@ class Slots(MutableMapping[str, Any]):
             raise KeyError(name) from None
 
     def __setitem__(self, name: str, value: Any) -> None:
-        object.__setattr__(self._value, name, value)
+        if self.get(name, self) is not value:  # it may be read-only
+            object.__setattr__(self._value, name, value)
 
     def __delitem__(self, name: str) -> None:
         object.__delattr__(self._value, name)

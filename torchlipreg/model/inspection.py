@@ -195,7 +195,8 @@ def _identity(model: Any) -> Any:
     function = model
     while isinstance(function, (functools.partial, MethodType)):
         function = function.func if isinstance(function, functools.partial) else function.__func__
-    return function.__code__ if isinstance(function, FunctionType) else None, *map(id, _roots(model))
+    layers = [type(layer) for layer in function] if type(function) is nn.Sequential else []
+    return function.__code__ if isinstance(function, FunctionType) else None, *layers, *map(id, _roots(model))
 
 
 def _roots(model: Any) -> list[Any]:
