@@ -36,7 +36,8 @@ class Slots(MutableMapping[str, Any]):
 
     def __init__(self, value: Any) -> None:
         self._value = value
-        members = (member for kind in type(value).__mro__ for member in vars(kind).items())
+        kinds = [kind for kind in type(value).__mro__ if "__slots__" in vars(kind)]  # others compute theirs, or are C's
+        members = (member for kind in kinds for member in vars(kind).items())
         self._names = [name for name, member in members if type(member) is MemberDescriptorType]
 
     def __getitem__(self, name: str) -> Any:
