@@ -30,6 +30,7 @@ from torchlipreg.geometry.ascent import ascend
 from torchlipreg.geometry.derivative import jacobian_norm
 from torchlipreg.geometry.norms import rescale, row_norm
 from torchlipreg.geometry.pairs import PairSet, draw_in_ball, draw_partners, draw_rows
+from torchlipreg.geometry.plain import HALF
 from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_floor
 from torchlipreg.geometry.rules import Power
 from torchlipreg.geometry.units import Units
@@ -37,7 +38,7 @@ from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.modules import compute_dtype
-from torchlipreg.model.operations import HALF, Observer, observing
+from torchlipreg.model.operations import Observer, observing
 from torchlipreg.model.seen import HIDDEN_INPUT
 from torchlipreg.notice import warn_user
 from torchlipreg.outputs import select

@@ -8,17 +8,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.modules import all_modules, compiled_module, parameter_dtype, unwrap
+from torchlipreg.model.modules import REFUSED, all_modules, compiled_module, parameter_dtype, unwrap
 from torchlipreg.model.parallelism import check_forward_mode
 from torchlipreg.model.recomputation import recomputing_under
 from torchlipreg.model.switches import checkpoint_hook, float32_products, forward_mode_kernels, one_path_of_attention
-
-REFUSED = (torch.jit.ScriptModule, LazyModuleMixin)
 
 
 @contextlib.contextmanager

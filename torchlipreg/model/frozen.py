@@ -8,16 +8,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from torchlipreg.model.buffers import LARGE, PrivateBuffers, once, widened
 from torchlipreg.model.following import Following
 from torchlipreg.model.kept import Kept
-from torchlipreg.model.modules import AsFound, as_found, compiled_module, hide, is_wrapper, submodules, unwrap
+from torchlipreg.model.modules import REFUSED, AsFound, as_found, compiled_module, hide, is_wrapper, submodules, unwrap
 from torchlipreg.model.parallelism import is_sharded
 from torchlipreg.model.recomputation import checkpointed, recomputes
 
@@ -119,8 +117,7 @@ class FrozenState:
         """Take in modules in lists, dicts and objects of the frozen ones: they may be newer than the first look."""
         while self._kept.hidden:
             m = self._kept.hidden.pop()
-            unfit = (LazyModuleMixin, torch.jit.ScriptModule)
-            if m not in self._known and not any(isinstance(part, unfit) for part in submodules(m)):
+            if m not in self._known and not any(isinstance(part, REFUSED) for part in submodules(m)):
                 self._take_in(m)
 
     def _take_in(self, m: nn.Module) -> None:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from torchlipreg.model.batchnorm import tracks_batches
 from torchlipreg.model.search import find_modules
@@ -20,6 +21,7 @@ AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 _HIDDEN: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()  # what models were seen to run
+REFUSED = (torch.jit.ScriptModule, LazyModuleMixin)  # whose state cannot be held, or is not there yet
 
 
 class AsFound(NamedTuple):

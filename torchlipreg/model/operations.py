@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from torchlipreg.geometry.plain import HALF
 from torchlipreg.model.function import FixedFunction
 
-HALF = (torch.float16, torch.bfloat16)
 ROUNDING = 1e-5  # relative: what a constraint on weights, set once more, changes by
 
 
