@@ -1,5 +1,6 @@
 """lipschitz_lower_bound: a lower bound, close to the truth where that is known, from any kind of data set."""
 
+import contextlib
 import math
 import sys
 
@@ -227,6 +228,45 @@ def test_half_precision_inside_makes_no_bound_too_large(of_net, radius):
     exact = torch.linalg.matrix_norm(net.weight.double(), 2).item()
     found = lipschitz_lower_bound(of_net(net), torch.randn(64, 8), radius=radius)
     assert 0.5 * exact < found <= exact
+
+
+class Masked(nn.Module):
+    """Of float64, with a mask of float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 4, bias=False).double()
+
+    def forward(self, x):
+        return self.linear(x) * (x[:, :1] < 100.0).float() + torch.ones(4)
+
+
+class Narrow(Masked):
+    """Of float64, with a part in float32."""
+
+    def forward(self, x):
+        return nn.functional.linear(x.float(), self.linear.weight.float()).double() + 3.0
+
+
+@pytest.mark.parametrize("radius", [1e-3, 1e-8])
+def test_a_mask_of_float32_takes_nothing_from_a_bound_in_float64(radius):
+    torch.manual_seed(0)
+    net = Masked()
+    exact = torch.linalg.matrix_norm(net.linear.weight, 2).item()
+    assert 0.99 * exact < lipschitz_lower_bound(net, draw(64, 8).double(), radius=radius) <= exact * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("radius", [1e-3, 1e-6])
+def test_float32_inside_of_float64_is_seen(radius):
+    """At the smaller radius, a difference of roundings, the penalty takes the derivative."""
+    torch.manual_seed(0)
+    net, x = Narrow(), draw(64, 8).double()
+    exact = torch.linalg.matrix_norm(net.linear.weight, 2).item()
+    assert lipschitz_lower_bound(net, x, radius=radius) <= exact
+    penalty = LipschitzPenalty("tv", radius=radius, input_norm=2, scale=1.0)
+    with contextlib.nullcontext() if radius > 1e-4 else pytest.warns(UserWarning, match="less than torch.float32 res"):
+        penalty(net, x)
+    assert 0.3 * exact < penalty.estimate <= exact * 1.001
 
 
 @pytest.mark.compiler

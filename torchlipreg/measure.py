@@ -30,7 +30,6 @@ from torchlipreg.geometry.ascent import ascend
 from torchlipreg.geometry.derivative import jacobian_norm
 from torchlipreg.geometry.norms import rescale, row_norm
 from torchlipreg.geometry.pairs import PairSet, draw_in_ball, draw_partners, draw_rows
-from torchlipreg.geometry.plain import HALF
 from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_floor
 from torchlipreg.geometry.rules import Power
 from torchlipreg.geometry.units import Units
@@ -377,7 +376,7 @@ def _verified(pairs: PairSet, q: PairQuotient, fixed: Callable[..., AbstractCont
 def _less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
     """Return the largest quotient less what rounding may add: of the derivative, in float64, next to nothing."""
     q.f = f
-    observer = Observer((*HALF, torch.float32) if pairs.x.dtype == torch.float64 else HALF)
+    observer = Observer()
     with observing(f, observer):
         at_x, at_x_prime = f.uncompiled()(pairs.x), f.uncompiled()(pairs.x_prime)
     dtype = observer.dtype or at_x.dtype  # less precision inside, which a wider output hides

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from torchlipreg import difference_quotient, operator_norm
 from torchlipreg.geometry.derivative import directional_derivative
@@ -239,11 +240,24 @@ def with_matrices(f):
     return lambda: lambda x: x + f(matrices(x), rows(x))
 
 
+def by_row(f):
+    """Each row by itself, three times over."""
+    return lambda k, h: torch.stack([f(*of_row).flatten().repeat(3) for of_row in zip(k, h, strict=True)])
+
+
 NORM_LAYERS = {
     "solve": with_matrices(lambda k, h: torch.linalg.solve(k, h).flatten(1)),
     "solve from the right": with_matrices(lambda k, h: torch.linalg.solve(k, h.mT, left=False).flatten(1)),
     "solve for vectors": with_matrices(lambda k, h: torch.linalg.solve(k, h[..., 0]).repeat(1, 3)),
     "solve_ex": with_matrices(lambda k, h: torch.linalg.solve_ex(k, h)[0].flatten(1)),
+    "tensorsolve": with_matrices(by_row(lambda k, h: torch.linalg.tensorsolve(k.view(2, 1, 2, 1), h[:, :1]))),
+    "tensorsolve by other axes": with_matrices(
+        by_row(lambda k, h: torch.linalg.tensorsolve(k.view(2, 1, 2), h[:, :1].mT, dims=(0,)))
+    ),
+    "triangular solve": with_matrices(lambda k, h: torch.triangular_solve(h, k)[0].flatten(1)),
+    "triangular solve, transposed": with_matrices(
+        lambda k, h: h.triangular_solve(k, upper=False, transpose=True)[0].flatten(1)
+    ),
     "Cholesky inverse": with_matrices(lambda k, h: torch.cholesky_inverse(k).flatten(1).repeat(1, 2)[:, :6]),
     "upper Cholesky inverse": with_matrices(
         lambda k, h: torch.cholesky_inverse(k, upper=True).flatten(1).repeat(1, 2)[:, :6]
@@ -288,6 +302,7 @@ NORM_LAYERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning")
 @pytest.mark.parametrize("name", NORM_LAYERS)
 def test_the_gradient_of_a_derivative_through_a_norm(name):
     # by central differences over all parameters: torch's own is wrong for some norms
@@ -316,6 +331,7 @@ def _check_gradient_of_derivative(net):
         assert inner == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore:torch.triangular_solve is deprecated:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "name",
@@ -332,6 +348,10 @@ def _check_gradient_of_derivative(net):
         "solve from the right",
         "solve for vectors",
         "solve_ex",
+        "tensorsolve",
+        "tensorsolve by other axes",
+        "triangular solve",
+        "triangular solve, transposed",
         "Cholesky inverse",
         "upper Cholesky inverse",
         "Householder product",
@@ -347,6 +367,24 @@ def test_plain_formulas_have_the_values_of_torch(name, dtype):
     with PlainFormulas():
         plain = net(x)
     torch.testing.assert_close(plain, net(x))
+
+
+def test_a_solution_that_there_is_not_is_told_of_as_by_torch():
+    singular = torch.ones(1, 2, 2, dtype=torch.float64)
+    with PlainFormulas():
+        _, failed = torch.linalg.solve_ex(singular, singular)
+        with pytest.raises(torch.linalg.LinAlgError):
+            torch.linalg.solve(singular, singular)
+    assert failed.item() > 0
+
+
+def test_householder_products_of_tall_matrices_stay_small():
+    """The square of a thousand rows is never made."""
+    tall, tau = draw(1, 4096, 2), draw(1, 2).tanh()
+    with PlainFormulas(), FlopCounterMode(display=False) as counter:
+        plain = torch.linalg.householder_product(tall, tau)
+    torch.testing.assert_close(plain, torch.linalg.householder_product(tall, tau))
+    assert counter.get_total_flops() < 100 * tall.numel()
 
 
 @pytest.mark.parametrize("autocast", [True, False])

@@ -105,3 +105,67 @@ def test_another_layer_in_a_sequential_is_looked_at():
     net[2] = Noisy(8, 3)
     with pytest.raises(ValueError, match="two forwards"):
         penalty(net, x)
+
+
+class WithTeacher(nn.Module):
+    """Holds a teacher that trains elsewhere, out of torch's sight."""
+
+    def __init__(self, place):
+        super().__init__()
+        teacher = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
+        self.body, self.asks, self.forwards = nn.Linear(6, 3), False, Seen()
+        self.held = {"list": [teacher], "object": Holder(teacher), "objects": [Holder(teacher)]}[place]
+
+    @property
+    def teacher(self):
+        held = self.held[0] if isinstance(self.held, list) else self.held
+        return held.module if isinstance(held, Holder) else held
+
+    def forward(self, x):
+        self.forwards.append(len(x))
+        return self.body(x) + (self.teacher(x) if self.asks else 0.0)
+
+
+@pytest.mark.parametrize("place", ["list", "object", "objects"])
+def test_a_module_that_is_held_but_does_not_run_changes_nothing(place):
+    """The loop's outputs are still f(x), without a forward more, until it runs."""
+    net, x, penalty = WithTeacher(place), torch.randn(32, 6), penalty_of("tv")
+    before = traces(net.teacher)
+    for calls in range(3):
+        out = net(x)
+        net.forwards.clear()
+        penalty(net, x, out)
+        assert calls == 0 or len(net.forwards) == 2  # the ascent's and the penalty's
+    assert same(traces(net.teacher), before)
+    net.asks = True
+    for _ in range(2 * AGAIN):
+        out = net(x)
+        net.forwards.clear()
+        penalty(net, x, out)
+    assert len(net.forwards) == 3  # f(x) anew: the loop's has Dropout
+    u, v = penalty.pairs
+    net.eval(), net.teacher.eval()
+    quotients = (net(v) - net(u)).norm(dim=1) / (v - u).norm(dim=1)
+    torch.testing.assert_close(penalty.estimate, quotients.max().detach(), rtol=1e-4, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_lazy_and_scripted_parts_in_lists_are_left_alone():
+    x = torch.randn(8, 6)
+    for hidden in (nn.Sequential(nn.LazyLinear(3)), nn.Sequential(torch.jit.script(nn.Linear(6, 3)))):
+        net = nn.Sequential(nn.Linear(6, 3))
+        net.extra = [hidden]
+        value = penalty_of("tv")(net, x)
+        assert value.isfinite()
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+def test_sequentials_of_the_same_weights_are_told_apart_by_their_other_layers():
+    linear, x, penalty = nn.Linear(6, 3), torch.randn(8, 6), penalty_of("tv")
+    penalty(nn.Sequential(linear), x)
+    with pytest.raises(ValueError, match="two forwards"):
+        penalty(nn.Sequential(linear, Noise()), x)

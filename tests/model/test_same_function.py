@@ -18,6 +18,7 @@ from zoo import METHODS, Counting, Seen, dropout_net, mlp, penalty_of, same, tra
 from torchlipreg import lipschitz_lower_bound, operator_norm
 from torchlipreg.model.inspection import AGAIN
 from torchlipreg.model.search import find_modules
+from torchlipreg.model.switches import PLACES
 
 net_of_this_file = dropout_net()
 
@@ -366,33 +367,59 @@ def rounded_products():
 def test_products_of_float32_are_not_rounded_to_bfloat16(rounded_products, method, radius):
     """On processors that multiply so, quotients of close points were up to seven times too large."""
     torch.manual_seed(0)
-    net, x, during = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 16)), torch.rand(32, 64), Seen()
-    net.register_forward_pre_hook(lambda m, args: during.append(torch.get_float32_matmul_precision()))
+    net, x = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 16)), torch.rand(32, 64)
     penalty = penalty_of(method, radius=radius)
     penalty(net, x)
-    assert set(during.items) == {"high"}
     assert torch.get_float32_matmul_precision() == "medium"
     u, v = (z.double() for z in penalty.pairs)
     net = net.double()
-    net._forward_pre_hooks.clear()
     exact = ((net(v) - net(u)).norm(dim=1) / (v - u).norm(dim=1)).max()
     assert penalty.estimate == pytest.approx(exact.item(), rel=1e-3)
 
 
+def set_precision(backend, operation, precision):
+    torch._C._set_fp32_precision_setter(backend, operation, precision)
+
+
+def precisions():
+    return {place: torch._C._get_fp32_precision_getter(*place) for place in PLACES}
+
+
+@pytest.fixture
+def products_as_found():
+    yield
+    for place in PLACES:
+        set_precision(*place, "none")
+    torch.set_float32_matmul_precision("highest")
+
+
+MIXED = {
+    "one operation": [("mkldnn", "conv", "bf16")],
+    "a backend": [("mkldnn", "all", "bf16")],
+    "all": [("generic", "all", "bf16")],
+    "a backend and one of its own": [("mkldnn", "all", "bf16"), ("mkldnn", "conv", "bf16")],
+    "all but one": [("generic", "all", "bf16"), ("mkldnn", "matmul", "ieee")],
+    "medium, but not of matmul": ["medium", ("mkldnn", "matmul", "ieee"), ("mkldnn", "rnn", "bf16")],
+}
+
+
 @pytest.mark.skipif(not hasattr(torch._C, "_get_fp32_precision_getter"), reason="torch has no such names yet")
-@pytest.mark.parametrize("operation", ["matmul", "conv", "rnn"])
-def test_nor_by_the_newer_names(operation):
-    of, during = getattr(torch.backends.mkldnn, operation), Seen()
-    before = of.fp32_precision
-    net = mlp()
-    net.register_forward_pre_hook(lambda m, args: during.append(of.fp32_precision))
-    try:
-        of.fp32_precision = "bf16"
-        penalty_of("tv")(net, torch.randn(8, 6))
-        assert of.fp32_precision == "bf16"
-    finally:
-        of.fp32_precision = before
-    assert set(during.items) == {"ieee"}
+@pytest.mark.parametrize("settings", MIXED.values(), ids=MIXED)
+def test_nor_by_the_newer_names(products_as_found, settings):
+    net, during = mlp(), Seen()
+    net.register_forward_pre_hook(lambda m, args: during.append(tuple(precisions().values())))
+    for setting in settings:
+        torch.set_float32_matmul_precision(setting) if isinstance(setting, str) else set_precision(*setting)
+    before = precisions()
+    penalty_of("tv")(net, torch.randn(8, 6))
+    assert during.items
+    assert "bf16" not in {precision for precisions in during.items for precision in precisions}
+    assert precisions() == before
+    set_precision("generic", "all", "ieee")  # what inherits still does
+    set_precision("mkldnn", "all", "none")
+    inherit = {place for place in PLACES if precisions()[place] == "ieee"}
+    own = {setting[:2] for setting in settings if setting[1] in ("matmul", "conv", "rnn")}
+    assert inherit >= set(PLACES) - own
 
 
 def test_of_a_recurrent_network_too():

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from torchlipreg.geometry import linalg
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -18,10 +20,8 @@ class PlainFormulas(TorchFunctionMode):
 
     torch's rules of the forward-mode derivatives of layer, instance and batch norms hold mean and variance constant.
     The derivative itself is right, but its gradient, which the limit ε → 0 needs, is silently wrong (pytorch issues
-    196699, 196700, 198017). So it is with the LU decomposition, by which ``solve`` and determinants are computed, and
-    with Householder products; of ``cholesky_inverse`` the derivative itself is wrong (found with torch 2.14; inverse,
-    QR and Cholesky are right; the gradient through eigenvectors is NaN). Of those of GLU and hard sigmoid it has none,
-    and that of ``F.normalize`` is NaN at zero. Group norm, RMS norm and batch norm by running statistics are right.
+    196699, 196700, 198017); linear algebra has more of the kind. Of those of GLU and hard sigmoid it has none, and that
+    of ``F.normalize`` is NaN at zero. Group norm, RMS norm and batch norm by running statistics are right.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,65 +68,6 @@ def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, o
     is_long = squares > eps**2
     length = torch.where(is_long, torch.where(is_long, squares, 1.0).sqrt(), eps)
     return input / length.to(input.dtype)
-
-
-def solve(A: Tensor, B: Tensor, *, left: bool = True, out: Tensor | None = None) -> Any:
-    """Return what ``torch.linalg.solve`` does, by the inverse."""
-    if out is not None:
-        return torch.linalg.solve(A, B, left=left, out=out)
-    inverse = torch.linalg.inv(A)
-    if B.dim() == 1 or (A.dim() - 1 == B.dim() and B.shape == A.shape[:-1]):  # vectors
-        return (inverse @ B.unsqueeze(-1)).squeeze(-1)
-    return inverse @ B if left else B @ inverse
-
-
-def solve_ex(A: Tensor, B: Tensor, *, left: bool = True, check_errors: bool = False, out: Any = None) -> Any:
-    """Return what ``torch.linalg.solve_ex`` does: also where it failed."""
-    exact = torch.linalg.solve_ex(A.detach(), B.detach(), left=left, check_errors=check_errors, out=out)
-    return exact if out is not None else type(exact)((solve(A, B, left=left), exact[1]))
-
-
-def cholesky_inverse(L: Tensor, upper: bool = False, *, out: Tensor | None = None) -> Tensor:
-    """Return what ``torch.cholesky_inverse`` does."""
-    if out is not None:
-        return out.copy_(cholesky_inverse(L, upper))
-    L = L.triu() if upper else L.tril()
-    inverse: Tensor = torch.linalg.inv(L.mH @ L if upper else L @ L.mH)
-    return inverse
-
-
-def householder_product(A: Tensor, tau: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Return what ``torch.linalg.householder_product`` does: the first columns of a product of reflections."""
-    if out is not None:
-        return out.copy_(householder_product(A, tau))
-    rows, columns = A.shape[-2:]
-    eye = torch.eye(rows, dtype=A.dtype, device=A.device)
-    v = (A.tril(-1) + eye[:, :columns])[..., : tau.shape[-1]]
-    product = eye.expand(*A.shape[:-2], rows, rows)
-    for i in range(tau.shape[-1]):
-        along = v[..., i : i + 1]
-        product = product - tau[..., i, None, None] * (product @ along) @ along.mH
-    return product[..., :columns]
-
-
-def slogdet(A: Tensor) -> Any:
-    """Return what ``torch.linalg.slogdet`` does, by the diagonal of QR's triangle: sign and logarithm."""
-    exact = torch.linalg.slogdet(A.detach())
-    logarithm = torch.linalg.qr(A).R.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
-    return type(exact)((exact[0], logarithm))
-
-
-def det(A: Tensor) -> Tensor:
-    """Return what ``torch.linalg.det`` does."""
-    sign, logarithm = slogdet(A)
-    value: Tensor = sign * logarithm.exp()
-    return value
-
-
-def logdet(A: Tensor) -> Tensor:
-    """Return what ``torch.logdet`` does: NaN where the determinant is negative."""
-    sign, logarithm = slogdet(A)
-    return torch.where(sign < 0, torch.nan, logarithm)
 
 
 def _by_own_statistics(norm: Callable[..., Tensor], first_axis: tuple[int, ...]) -> Callable[..., Tensor]:
@@ -187,13 +128,7 @@ PLAIN: dict[Any, Callable[..., Any]] = {
     torch.batch_norm: _batch_norm,
     F.instance_norm: _functional(_instance_norm, "use_input_stats", default=True),
     torch.instance_norm: _instance_norm,
-    torch.linalg.solve: solve,
-    torch.linalg.solve_ex: solve_ex,
-    **dict.fromkeys((torch.cholesky_inverse, Tensor.cholesky_inverse), cholesky_inverse),
-    **dict.fromkeys((torch.linalg.householder_product, torch.orgqr, Tensor.orgqr), householder_product),
-    **dict.fromkeys((torch.linalg.det, torch.det, Tensor.det), det),
-    **dict.fromkeys((torch.linalg.slogdet, torch.slogdet, Tensor.slogdet), slogdet),
-    **dict.fromkeys((torch.logdet, Tensor.logdet), logdet),
+    **linalg.PLAIN,
 }
 
 

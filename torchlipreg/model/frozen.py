@@ -12,10 +12,21 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from torchlipreg.model.buffers import LARGE, PrivateBuffers, once, widened
+from torchlipreg.model.buffers import LARGE, PrivateBuffers, copies_of, once, widened
 from torchlipreg.model.following import Following
+from torchlipreg.model.held import put
 from torchlipreg.model.kept import Kept
-from torchlipreg.model.modules import REFUSED, AsFound, as_found, compiled_module, hide, is_wrapper, submodules, unwrap
+from torchlipreg.model.modules import (
+    REFUSED,
+    AsFound,
+    as_found,
+    compiled_module,
+    hide,
+    is_idle,
+    is_wrapper,
+    submodules,
+    unwrap,
+)
 from torchlipreg.model.parallelism import is_sharded
 from torchlipreg.model.recomputation import checkpointed, recomputes
 
@@ -58,6 +69,8 @@ class FrozenState:
         self.found: AsFound = as_found(modules)
         self.is_sharded = is_sharded(modules)
         self._known: set[nn.Module] = set(modules)
+        self._hidden: list[nn.Module] = []  # in containers and objects of these
+        self._ran: set[nn.Module] = set()  # while modules are met
         self._kept = Kept()
         self._start: Kept | None = None
         self._thread = threading.get_ident()
@@ -80,6 +93,7 @@ class FrozenState:
             for m in [*self.modules]:
                 self._freeze(m)
             self._take_in_hidden()
+            self._copy_plain()
             self.norms.refold_all()
             if self.carries:
                 self.note_start()
@@ -110,26 +124,37 @@ class FrozenState:
         return registered(register_module_forward_pre_hook, self._meet)
 
     def _meet(self, m: nn.Module, args: Any) -> None:
+        self._ran.add(m)
         if m not in self._known and threading.get_ident() == self._thread:
-            self._take_in(m)
+            first = len(self._plain)
+            hide(self._core, m)
+            self._take_in(m, counts=True)
+            self._copy_plain(first)
 
     def _take_in_hidden(self) -> None:
         """Take in modules in lists, dicts and objects of the frozen ones: they may be newer than the first look."""
         while self._kept.hidden:
             m = self._kept.hidden.pop()
             if m not in self._known and not any(isinstance(part, REFUSED) for part in submodules(m)):
-                self._take_in(m)
+                self._hidden.append(m)
+                self._take_in(m, counts=not is_idle(self._core, m))
 
-    def _take_in(self, m: nn.Module) -> None:
-        hide(self._core, m)
+    def note_idle(self) -> None:
+        """Note which hidden modules have run while modules were met, and which have not: a teacher, say."""
+        for m in self._hidden if self._ran else ():
+            hide(self._core, m, runs=not self._ran.isdisjoint(submodules(m)))
+
+    def _take_in(self, m: nn.Module, *, counts: bool) -> None:
+        """Freeze a module and those below it; what counts makes outputs of the loop others than f(x)."""
         for part in submodules(m):
             if part not in self._known:
                 self._known.add(part)
                 self.modules.append(part)
-                self.found = self.found.with_module(part)
                 if part._buffers:
                     self.buffers[part] = self._private.of(part)
-                self.norms.hold(part)
+                if counts:
+                    self.found = self.found.with_module(part)
+                    self.norms.hold(part)
                 self._freeze(part)
 
     def renew(self) -> None:
@@ -140,9 +165,7 @@ class FrozenState:
 
     def copy_tensors(self) -> None:
         """Put copies of the frozen buffers and plain tensors in place, which forwards may write."""
-        self._copies = [value.clone() for _, _, value in self._plain]
-        for (values, name, _), copy in zip(self._plain, self._copies, strict=True):
-            values[name] = copy
+        self._copy_plain()
         copies: dict[int, Tensor] = {}
         for m in self.buffers:
             of_module = self.norms.frozen_buffers(m)
@@ -165,7 +188,8 @@ class FrozenState:
             self._start.note(m)
 
     def _freeze(self, m: nn.Module) -> None:
-        places, values = self._kept.note(m), m.__dict__
+        self._kept.note(m)
+        values = m.__dict__
         # The flag, not eval(): an overridden train() may edit weights, as LoRA's merge does. cuDNN's RNN backward needs
         # train mode, so its dropout goes instead.
         needs_train_mode = type(m) in RNNS and _is_on_cudnn(m)
@@ -183,20 +207,24 @@ class FrozenState:
             values["attention_bias_cache"] = {}
         if not self.eager and "gradient_checkpointing" in values and recomputes(m):
             values["forward"] = checkpointed(m, values.get("forward", partial(type(m).forward, m)))
-        for where, held in places:
-            self._clone_plain(where, held)
+        while self._kept.places:
+            self._find_plain(*self._kept.places.pop())
         if m in self.buffers:
             self.norms.place(m)
         if self._double:
             _widen(values)
 
-    def _clone_plain(self, where: Any, held: list[tuple[Any, Any]]) -> None:
-        """Put clones of plain tensors in place, which a forward may write."""
+    def _find_plain(self, where: Any, held: list[tuple[Any, Any]]) -> None:
         for name, value in held:
             if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
-                where[name] = value.clone()
                 self._plain.append((where, name, value))
-                self._copies.append(where[name])
+
+    def _copy_plain(self, first: int = 0) -> None:
+        """Put copies of plain tensors in place, which a forward may write."""
+        found = self._plain[first:]
+        self._copies[first:] = copies_of([value for _, _, value in found], double=self._double) if found else []
+        for (where, name, _), copy in zip(found, self._copies[first:], strict=True):
+            put(where, name, copy)
 
 
 def _is_on_cudnn(m: nn.Module) -> bool:

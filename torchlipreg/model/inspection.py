@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchlipreg.geometry.plain import HALF
 from torchlipreg.model.closeness import differs
 from torchlipreg.model.function import FixedFunction, forked
 from torchlipreg.model.later import Later
@@ -76,8 +77,9 @@ class Inspector:
             error = error if y.isfinite().all() else not_finite(y)
             whole = part is not None and _values(part.uncompiled(), x[: half(x)]) is None
             with observing(f, writes):  # at points where the loop's forward has not written the same
-                coupled, varies = _of_other_rows(f, x, y, COUPLING if observer.dtype is None else 32 * COUPLING)
+                coupled, varies = _of_other_rows(f, x, y, 32 * COUPLING if observer.dtype in HALF else COUPLING)
             graph, hidden, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
+            f.note_idle()
         sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
         hidden, flat = hidden and sure, flat and varies
         coupled, written = coupled and sure, writes.lasting
@@ -129,7 +131,7 @@ class Inspector:
         """
         if f.is_sharded:
             return
-        with f.eagerly(), forked(x.device):
+        with f.eagerly(), f.meeting(), forked(x.device):
             f = f.unseeded()
             f.watch_traces()
             y = f(x).detach()
@@ -138,6 +140,7 @@ class Inspector:
                 self._seen[_identity(model)] = seen._replace(carries=True, moves=True), roots
                 f.carry(True)
             again = f(x).detach()
+            f.note_idle()
             self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, MutableMapping
+from collections import deque
+from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import Any
 
@@ -10,16 +11,25 @@ import torch
 import torch.nn.modules.module as torch_hooks
 from torch import nn
 
-from torchlipreg.model.held import CONTAINERS, HOLDING, attributes_of, plain_copy, refill, restore, same, unchanged
+from torchlipreg.model.held import (
+    CONTAINERS,
+    HOLDING,
+    LONG,
+    Attributes,
+    attributes_of,
+    plain_copy,
+    refill,
+    restore,
+    same,
+    unchanged,
+)
 from torchlipreg.model.search import uses
 
-HOLDING_OR_MODULE = (*HOLDING, nn.Module)
-LONG = 1000  # from there on a list or dict is known by its length alone
-NESTED = 3  # containers inside of containers that are noted, too
-MOST = 10_000  # things in containers that are noted: a graph's table of neighbours is not what a forward collects in
-FEW = 100  # things in a list or dict among which plain tensors are looked for
+NESTED = 3  # containers and objects inside of one another that are noted, too
+MOST = 10_000  # things in them that are noted: a graph's table of neighbours is not what a forward collects in
+FEW = 100  # things in a list, a dict or an object among which plain tensors are looked for
 OWN = list(nn.Module().__dict__)  # which nearly all modules have first
-SIMPLE = frozenset((int, float, bool, str, bytes, tuple, type(None), torch.dtype, torch.device))  # cannot be written
+SIMPLE = frozenset((int, float, bool, str, bytes, type(None), torch.dtype, torch.device))  # cannot be written
 PRIVATE = ("torch.", "accelerate.", "deepspeed.", "torchlipreg.")  # whose hooks keep state of their own
 GLOBAL_HOOKS = tuple(
     getattr(torch_hooks, f"_global_{kind}_hooks") for kind in ("forward", "forward_pre", "backward", "backward_pre")
@@ -29,13 +39,14 @@ GLOBAL_HOOKS = tuple(
 class Kept:
     """Notes of what there is on some modules.
 
-    Put back are a module's attributes and parameters by their identity, what the lists, dicts and sets among the
-    attributes hold, the attributes of objects among them, and what the module's forward hooks collect in those that
-    they can reach. Not put back: the values of a tensor that is written in place (buffers and plain tensors are cloned
+    Put back are a module's attributes and parameters by their identity, what the lists, dicts, sets and objects among
+    the attributes hold, and those inside of these, and what the module's hooks collect in those that they can reach.
+    Not put back: the values of a tensor that is written in place (buffers and plain tensors are cloned
     for that, see :class:`torchlipreg.model.frozen.FrozenState`), and what a forward changes elsewhere, as in a global.
 
     Attributes:
-        hidden: Modules that were found in containers and objects.
+        places: Attributes, small lists and dicts in which plain tensors may be, each with what it holds.
+        hidden: Modules that were found in attributes, containers and objects.
     """
 
     def __init__(self, only: frozenset[str] | None = None) -> None:
@@ -45,21 +56,17 @@ class Kept:
             only: The attributes to put back, where others are changed by those who have the right to (FSDP).
         """
         self._only = only
-        self._attributes: list[tuple[MutableMapping[str, Any], dict[str, Any]]] = []
+        self._attributes: list[tuple[Attributes, dict[str, Any]]] = []
         self._parameters: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._noted: set[int] = set()  # identities of these
         self._count = 0
         self._cells: list[tuple[Any, Any]] = []
+        self.places: list[tuple[Any, list[tuple[Any, Any]]]] = []
         self.hidden: list[nn.Module] = []
 
-    def note(self, m: nn.Module) -> list[tuple[Any, list[tuple[Any, Any]]]]:
-        """Note what there is on a module.
-
-        Returns:
-            Where plain tensors may be, the module's own attributes, its objects, small lists and dicts that were not
-            noted before, each with what it holds by name or number.
-        """
+    def note(self, m: nn.Module) -> None:
+        """Note what there is on a module."""
         values = m.__dict__
         if self._only is None:
             self._attributes.append((values, values.copy()))
@@ -68,22 +75,16 @@ class Kept:
         names = [*values]
         names = names[len(OWN) :] if names[: len(OWN)] == OWN else [name for name in names if name not in OWN]
         extras = [(name, values[name]) for name in names if type(values[name]) not in SIMPLE]
-        places: list[tuple[Any, list[tuple[Any, Any]]]] = [(values, extras)]
+        self.places.append((values, extras))
         if self._only is not None:
-            return places
+            return
         if m._parameters:
             self._parameters.append((m._parameters, m._parameters.copy()))
         for _, value in extras:
-            if isinstance(value, CONTAINERS):
-                if isinstance(value, (list, dict)) and len(value) <= FEW and id(value) not in self._noted:
-                    places.append((value, list(value.items() if isinstance(value, dict) else enumerate(value))))
-                self._note_container(value)
-            elif id(value) not in self._noted and (held := attributes_of(value)) is not None:
-                places.append((held, list(held.items())))
-                self._note_object(value, held)
+            if type(value) is not tuple or not SIMPLE.issuperset(map(type, value)):  # as most are: sizes
+                self._note_value(value)
         if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
             self._note_hooks((m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
-        return places
 
     def note_global_hooks(self) -> None:
         """Note what torch's global hooks of all modules can reach."""
@@ -95,24 +96,51 @@ class Kept:
             for hook in hooks.values():
                 self.note_function(hook)
 
-    def _note_container(self, value: Any, depth: int = NESTED) -> None:
-        if id(value) in self._noted or (depth < NESTED and self._count > MOST):
+    def _note_value(self, value: Any, depth: int = NESTED) -> None:
+        """Note a container or an object, and what is inside of it."""
+        kind = type(value)
+        if id(value) in self._noted or kind in SIMPLE:
             return
-        self._noted.add(id(value))
+        if isinstance(value, nn.Module):
+            self.hidden.append(value)
+            return
+        if depth < NESTED and self._count > MOST:
+            return
+        if isinstance(value, HOLDING):
+            self._noted.add(id(value))
+            self._note_container(value, depth)
+        if kind not in HOLDING and (found := attributes_of(value)):
+            self._noted.add(id(value))
+            for attributes in found:
+                self._note_attributes(attributes, depth)
+
+    def _note_container(self, value: Any, depth: int) -> None:
         if len(value) > (LONG if isinstance(value, (list, dict)) else MOST) and not isinstance(value, tuple):
             self._containers.append((value, len(value)))
             return
         inside = plain_copy(value)  # of which another thread does not take away while we walk
-        self._count += len(inside)
         if not isinstance(value, tuple):
             self._containers.append((value, inside))
-        if depth:
-            for held in inside.values() if isinstance(inside, dict) else inside:
-                if isinstance(held, HOLDING_OR_MODULE):
-                    if isinstance(held, nn.Module):
-                        self.hidden.append(held)
-                    else:
-                        self._note_container(held, depth - 1)
+        self._note_inside(value, inside, depth)
+
+    def _note_attributes(self, attributes: Attributes, depth: int) -> None:
+        if len(attributes) > LONG:
+            self._containers.append((attributes, len(attributes)))
+            return
+        before = dict(attributes)
+        self._attributes.append((attributes, before))
+        self._note_inside(attributes, before, depth)
+
+    def _note_inside(self, where: Any, inside: Any, depth: int) -> None:
+        """Note what things are in a container, or in attributes, of which a copy is at hand."""
+        self._count += len(inside)
+        values = inside.values() if isinstance(inside, dict) else inside
+        if SIMPLE.issuperset(map(type, values)):
+            return
+        if len(inside) <= FEW and not isinstance(inside, (tuple, set, deque)):
+            self.places.append((where, list(inside.items() if isinstance(inside, dict) else enumerate(inside))))
+        for held in values if depth else ():
+            self._note_value(held, depth - 1)
 
     def note_function(self, hook: Callable[..., Any]) -> None:
         """Note what a hook or a model that is a plain function, method or partial, can reach in two steps."""
@@ -125,19 +153,8 @@ class Kept:
         for value in [hook, *uses(hook)]:
             if isinstance(value, FunctionType):
                 self._note_function(value)
-            elif isinstance(value, CONTAINERS):
-                self._note_container(value)
-            elif value is not hook and id(value) not in self._noted and (held := attributes_of(value)) is not None:
-                self._note_object(value, held)
-
-    def _note_object(self, value: Any, attributes: MutableMapping[str, Any]) -> None:
-        self._noted.add(id(value))
-        self._attributes.append((attributes, dict(attributes)))
-        for held in list(attributes.values()):
-            if isinstance(held, CONTAINERS):
-                self._note_container(held)
-            elif isinstance(held, nn.Module):
-                self.hidden.append(held)
+            elif not isinstance(value, nn.Module):
+                self._note_value(value)
 
     def _note_function(self, function: FunctionType) -> None:
         for cell in function.__closure__ or ():
@@ -147,7 +164,7 @@ class Kept:
                 continue
         for value in uses(function):
             if isinstance(value, CONTAINERS):
-                self._note_container(value)
+                self._note_value(value)
 
     def differs(self) -> bool:
         """Say whether anything is not as it was noted."""

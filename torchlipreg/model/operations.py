@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from torchlipreg.geometry.plain import HALF
 from torchlipreg.model.function import FixedFunction
 
+ROUNDED = (*HALF, torch.float32)
 ROUNDING = 1e-5  # relative: what a constraint on weights, set once more, changes by
+ENOUGH = 32  # writes that are looked at closely
 
 
 @contextlib.contextmanager
@@ -31,40 +34,34 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees each operation of a forward.
 
     Attributes:
-        dtype: The last one that is narrower than it should be, in which one ran; None if none did.
+        dtype: The half precision in which one ran, or to which float64 was rounded; None without one.
         drawn: The last one that draws random numbers; None without one.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, narrow: tuple[torch.dtype, ...] = HALF) -> None:
-        """Begin.
-
-        Args:
-            narrow: The dtypes to note.
-        """
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._narrow = narrow
         self.dtype: torch.dtype | None = None
         self.drawn: str | None = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and note its name if it draws numbers, and its dtype if that is narrow."""
+        """Run an operation, and note its name if it draws numbers, and its dtype if that rounds."""
         result = func(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
             self.drawn = str(func)
         for y in tree_leaves(result):
-            if isinstance(y, Tensor) and y.dtype in self._narrow and self.dtype not in HALF:
-                self.dtype = y.dtype
+            if isinstance(y, Tensor) and y.dtype in ROUNDED and self.dtype not in HALF:
+                # A mask or a constant of float32 beside float64 is exact.
+                if y.dtype in HALF or any(_is_double(t) for t in tree_leaves((args, kwargs))):
+                    self.dtype = y.dtype
         return result
 
 
 class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees each operation of a forward that runs eagerly.
 
-    Attributes:
-        lasting: The first operation that has changed a tensor from before the forward, and the shape of that; None
-            without one. A tensor that was written, but has kept its values, counts for nothing: clamped weights.
+    A tensor that was written, but has kept its values, counts for nothing: clamped weights.
     """
 
     supports_higher_order_operators = True
@@ -76,10 +73,16 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             private: Tensors from before the forward that it may write.
         """
         super().__init__()  # type: ignore[no-untyped-call]
-        self.lasting: str | None = None
+        self._found: list[tuple[str, StorageWeakRef]] = []
         # Addresses, not tensors, which would hold all activations: no tensor of the forward gets that of one that
         # was there before, as long as this lives.
         self._own = {storage for t in private for storage in _storages(t)}
+
+    @property
+    def lasting(self) -> str | None:
+        """The first operation that has changed a tensor which lives on, and the shape of that; None without one."""
+        # Made by `torch.frombuffer` and the like, unseen, a tensor of the forward looks as if from before.
+        return next((what for what, memory in self._found if not memory.expired()), None)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and note it if it changes what was there before the forward."""
@@ -87,10 +90,12 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = {storage for t in tree_leaves((args, kwargs)) for storage in _storages(t)}
         if func is torch.ops.aten.lift_fresh.default:  # of a tensor that torch.tensor() has just made, unseen
             self._own |= inputs
-        written = [] if self.lasting else [(t, t.clone()) for t in _written(func, args, kwargs) if self._is_foreign(t)]
+        foreign = [t for t in _written(func, args, kwargs) if self._is_foreign(t)] if len(self._found) < ENOUGH else []
+        written = [(t, t.clone()) for t in foreign]
         result = func(*args, **kwargs)
-        if any(_differ(t, before) for t, before in written):
-            self.lasting = f"{func}, of shape {tuple(written[0][0].shape)}"
+        for t in (t for t, before in written if _differ(t, before)):
+            memory = StorageWeakRef(t.untyped_storage())  # type: ignore[no-untyped-call]
+            self._found.append((f"{func}, of shape {tuple(t.shape)}", memory))
         self._own |= {storage for y in tree_leaves(result) for storage in _storages(y)} - inputs
         return result
 
@@ -107,6 +112,10 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[i] if i < len(args) else kwargs.get(argument.name)
             yield from (t for t in tree_leaves(value) if isinstance(t, Tensor))
+
+
+def _is_double(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.dtype == torch.float64
 
 
 def _storages(t: Any) -> tuple[int, ...]:

@@ -12,7 +12,8 @@ class Seen(NamedTuple):
     """What one forward, and the same again, have shown.
 
     Attributes:
-        dtype: The half precision in which some operation ran; None if all was in full precision.
+        dtype: The half precision in which some operation ran, or float32 to which float64 was rounded; None if all was
+            in full precision.
         carries: The forward leaves something on the modules, from which the next one would start.
         moves: Its values depend on that: after another forward the model is another function.
         draws: The forward draws random numbers of torch's, whether or not its values show it.

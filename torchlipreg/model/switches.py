@@ -75,35 +75,35 @@ def _write_kernels(enabled: list[bool]) -> None:
 forward_mode_kernels = Switch(_read_kernels, _write_kernels, value=[False, False, *ATTENTION.values()])
 
 
-_precision_of = getattr(torch._C, "_get_fp32_precision_getter", lambda *of: "")  # since torch 2.9
-ONEDNN = [("mkldnn", operation) for operation in ("matmul", "conv", "rnn")]
+# Where the precision of products is set, since torch 2.9: each inherits from those before, unless it is set itself.
+PLACES = [("generic", "all"), *(("mkldnn", of) for of in ("all", "matmul", "conv", "rnn"))]
 
 
-NOTHING_ROUNDED: tuple[Any, ...] = tuple((precision, []) for precision in ("highest", "high", None))
+def _read_products() -> list[str]:
+    if not hasattr(torch._C, "_get_fp32_precision_getter"):
+        return [torch.get_float32_matmul_precision()]
+    return [torch._C._get_fp32_precision_getter(*place) for place in PLACES]
 
 
-def _read_products() -> tuple[str | None, list[tuple[str, str]]]:
-    """Return the precision of matrix products, None if torch's newer names set it, and what is bf16 by these."""
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by both old and new names
-        precision = None
-    return precision, [of for of in ONEDNN if _precision_of(*of) == "bf16"]
+def _write_products(precisions: list[str] | None) -> None:
+    """Set what is bfloat16 to more precision (None), or all back; from above, so that what inherits does so again."""
+    if not hasattr(torch._C, "_get_fp32_precision_getter"):
+        torch.set_float32_matmul_precision("high" if precisions is None else precisions[0])
+        return
+    for i, place in enumerate(PLACES):
+        now = torch._C._get_fp32_precision_getter(*place)
+        wanted = precisions[i] if precisions is not None else "ieee" if now == "bf16" else now
+        if now != wanted:
+            torch._C._set_fp32_precision_setter(*place, wanted)
 
 
-def _write_products(settings: tuple[str | None, list[tuple[str, str]]] | None) -> None:
-    """Set what is bfloat16 to more precision (None), or back to it."""
-    precision, rounded = settings or _read_products()
-    if precision == "medium":
-        torch.set_float32_matmul_precision("high" if settings is None else "medium")
-    for of in rounded if precision != "medium" else [of for of in rounded if of[1] != "matmul"]:
-        torch._C._set_fp32_precision_setter(*of, "ieee" if settings is None else "bf16")
+ROUNDED = frozenset(("bf16", "medium"))
 
 
 class _Products(Switch):
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        if not self._holders and _read_products() in NOTHING_ROUNDED:  # as nearly always
+        if not self._holders and ROUNDED.isdisjoint(_read_products()):  # as nearly always
             yield
             return
         with super().held():

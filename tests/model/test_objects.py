@@ -1,0 +1,342 @@
+"""What a forward leaves in objects and containers, wherever a module holds them, is put back."""
+
+import collections
+import dataclasses
+import threading
+import time
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from zoo import METHODS, penalty_of
+
+from torchlipreg import lipschitz_lower_bound
+from torchlipreg.model.kept import LONG, Kept
+
+
+class Books:
+    """Kept in attributes."""
+
+    def __init__(self):
+        self.loss, self.terms, self.sum = None, [], torch.zeros(3)
+
+
+class Base:
+    """Without slots, so that objects of classes below have a dict beside theirs."""
+
+
+class Beside(Base):
+    __slots__ = ("loss", "sum", "terms")
+
+    def __init__(self):
+        self.loss, self.terms, self.sum = None, [], torch.zeros(3)
+        self.forwards = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Its attributes are set once: what they hold is written."""
+
+    terms: list = dataclasses.field(default_factory=list)
+    sum: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(3))
+    loss = None
+
+
+class Pair(NamedTuple):
+    name: str
+    books: object
+
+
+class Layered:
+    """As a cache of keys and values: objects in a list of an object."""
+
+    def __init__(self, books):
+        self.layers, self.seen = [books], 0
+
+
+PLACES = {
+    "list": lambda books: [books],
+    "dict": lambda books: {"of layer 1": books},
+    "tuple": lambda books: (1, books),
+    "namedtuple": lambda books: Pair("router", books),
+    "list in a tuple": lambda books: ([books],),
+    "object": Layered,
+}
+
+
+def inside(place):
+    if isinstance(place, (Books, Beside, Frozen)):
+        return place
+    held = place.layers if isinstance(place, Layered) else list(place.values()) if isinstance(place, dict) else place
+    return inside(held[-1])
+
+
+class Router(nn.Module):
+    def __init__(self, place):
+        super().__init__()
+        self.linear, self.place = nn.Linear(6, 3), place
+
+    def forward(self, x):
+        y, books = self.linear(x), inside(self.place)
+        if not isinstance(books, Frozen):
+            books.loss = y.square().mean()
+        if isinstance(books, Beside):
+            books.forwards += 1
+        books.terms.append(y.detach())
+        books.sum.add_(y.detach().sum(0))
+        return y
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.0])
+@pytest.mark.parametrize("method", ["tv", "max"])
+@pytest.mark.parametrize("make", [Books, Beside, Frozen])
+@pytest.mark.parametrize("place", PLACES)
+def test_objects_in_containers_and_in_objects_are_put_back(place, make, method, radius):
+    net, x, penalty = Router(PLACES[place](make())), torch.randn(8, 6), penalty_of(method, radius=radius)
+    books = inside(net.place)
+    for calls in range(1, 4):
+        out = net(x)
+        loss, total, own = books.loss, books.sum.clone(), books.sum
+        penalty(net, x, out)
+        assert inside(net.place) is books
+        assert books.loss is loss
+        assert books.sum is own
+        assert torch.equal(own, total)
+        assert len(books.terms) == calls
+        assert getattr(books, "forwards", calls) == calls
+
+
+def test_a_cache_of_keys_and_values_is_put_back():
+    """transformers' own, whose layers replace their tensors by longer ones."""
+    transformers = pytest.importorskip("transformers")
+    cache = transformers.DynamicCache()
+
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.cache = nn.Linear(6, 3), cache
+
+        def forward(self, x):
+            y = self.linear(x)
+            keys, _ = self.cache.update(y.detach()[None, None], y.detach()[None, None], 0)
+            return y + 0 * keys.mean()
+
+    net, x, penalty = Decoder(), torch.randn(8, 6), penalty_of("tv")
+    for calls in range(1, 4):
+        out = net(x)
+        penalty(net, x, out)
+        assert cache.get_seq_length() == 8 * calls
+
+
+class ReadOnly(complex):
+    __slots__ = ()
+
+
+class Assumed(Base):
+    """As symbols of computer algebra: classes below answer for a slot by an attribute of the class."""
+
+    __slots__ = ("is_even",)
+
+
+class Even(Assumed):
+    __slots__ = ()
+    is_even = True
+
+
+class Again(Assumed):
+    """Declares a slot that the class above has, too."""
+
+    __slots__ = ("is_even",)
+
+
+class Asks:
+    """Answers for attributes that it does not have, and raises what nobody expects."""
+
+    __slots__ = ("count",)
+
+    def __getattr__(self, name):
+        raise KeyError(name)
+
+
+class Proxy:
+    """Keeps its attributes elsewhere."""
+
+    def __init__(self):
+        object.__setattr__(self, "_of", {"count": 0})
+
+    def __getattribute__(self, name):
+        if name not in (values := object.__getattribute__(self, "_of")):
+            raise AttributeError(name)
+        return values[name]
+
+    def __setattr__(self, name, value):
+        object.__getattribute__(self, "_of")[name] = value
+
+
+@pytest.mark.parametrize("make", [lambda: ReadOnly(1), Even, Again, Asks, Proxy])
+@pytest.mark.parametrize("place", [lambda value: value, lambda value: [value]])
+def test_classes_of_unusual_make_are_left_as_they_were(make, place):
+    value, x = make(), torch.randn(8, 6)
+    net = nn.Sequential(nn.Linear(6, 3))
+    net.extra = place(value)
+    for method in METHODS:
+        penalty = penalty_of(method)
+        for _ in range(2):
+            penalty(net, x)
+    kept = Kept()
+    kept.note(net)
+    assert not kept.differs()
+    if isinstance(value, Asks):
+        value.count = 3
+        assert kept.differs()
+        kept.put_back()
+        with pytest.raises(KeyError):
+            value.count  # noqa: B018
+
+
+class Counts(nn.Module):
+    """Its dict keeps the order of use, and its other one takes no update, as outputs of transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.recent = nn.Linear(6, 3), collections.OrderedDict(a=1, b=2, c=3)
+        self.recent.move_to_end("a")
+        self.last = Output(logits=torch.zeros(3))
+
+    def forward(self, x):
+        y = self.linear(x)
+        self.recent.move_to_end("b")
+        self.recent["d"] = 4
+        dict.__setitem__(self.last, "hidden", y)
+        self.last.logits = y
+        return y
+
+
+class Output(collections.OrderedDict):
+    def __init__(self, **values):
+        super().__init__()
+        for name, value in values.items():
+            self[name] = value
+
+    def __setitem__(self, name, value):
+        super().__setitem__(name, value)
+        object.__setattr__(self, name, value)
+
+    def update(self, *args, **kwargs):
+        raise RuntimeError("not here")
+
+    clear = pop = setdefault = __delitem__ = update
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_dicts_that_keep_an_order_or_refuse_changes(method):
+    net, x, penalty = Counts(), torch.randn(8, 6), penalty_of(method)
+    logits, own = net.last.logits, net.last
+    for _ in range(2):
+        penalty(net, x)
+        assert [*net.recent] == ["b", "c", "a"]
+        assert net.last is own
+        assert own.logits is own["logits"] is logits
+        assert [*own] == ["logits"]
+
+
+class Views(nn.Module):
+    """Writes a tensor and reads it by another name, or a view of it."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.memory = torch.zeros(2, 4)
+        self.seen = [self.memory[1, :3]] if view else self.memory
+
+    def forward(self, x):
+        y = self.linear(x)
+        self.memory += 1.0
+        return y * (self.seen[0] if isinstance(self.seen, list) else self.seen[1, :3]).to(y.dtype)
+
+
+@pytest.mark.parametrize("view", [True, False])
+def test_a_tensor_and_its_view_stay_one(view):
+    net, x = Views(view).double(), torch.randn(8, 6, dtype=torch.float64)
+    penalty = penalty_of("tv")
+    memory, seen = net.memory, net.seen
+    penalty(net, x)
+    assert net.memory is memory
+    assert net.seen is seen
+    assert not memory.any()
+    norm = torch.linalg.matrix_norm(net.linear.weight, 2)  # of the first forward, whose factor is 1
+    assert 0.3 * norm < penalty.estimate <= norm * (1 + 1e-9)
+    bound = lipschitz_lower_bound(net.float(), x.float(), radius=0.1)
+    assert 0.3 * norm < bound <= norm * (1 + 1e-6)
+
+
+def counting_in(shared):
+    """Let a thread count without a pause in an object that a module holds."""
+    net, stop = nn.Sequential(nn.Linear(6, 3)), threading.Event()
+    net.shared = shared
+
+    def count():
+        while not stop.is_set():
+            shared.count += 1
+            time.sleep(0)
+
+    return net, stop, threading.Thread(target=count)
+
+
+class Worker(threading.Thread):
+    count = 0
+
+
+class Locked:
+    def __init__(self):
+        self.lock, self.count = threading.Lock(), 0
+
+
+@pytest.mark.parametrize("make", [Worker, Locked])
+def test_what_other_threads_write_is_not_taken_back(make):
+    shared = make()
+    net, stop, thread = counting_in(shared)
+    x, penalty = torch.randn(8, 6), penalty_of("tv")
+    thread.start()
+    try:
+        for _ in range(20):
+            before = shared.count
+            penalty(net, x)
+            assert shared.count >= before
+    finally:
+        stop.set()
+        thread.join()
+    kept = Kept()
+    kept.note(net)
+    assert all(values is not vars(shared) for values, _ in kept._attributes)
+
+
+def test_objects_with_many_attributes_are_known_by_their_number():
+    net, index, x = nn.Sequential(nn.Linear(6, 3)), Base(), torch.randn(8, 6)
+    vars(index).update({f"word {i}": [i] for i in range(LONG + 1)})
+    net.index = index
+    kept = Kept()
+    kept.note(net)
+    assert len(kept._containers) == 1
+    index.new = 1
+    assert kept.differs()
+    kept.put_back()
+    assert not hasattr(index, "new")
+    assert len(vars(index)) == LONG + 1
+    penalty_of("tv")(net, x)
+
+
+def test_a_dict_of_parameters_and_buffers_that_is_made_once():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()
+    x = torch.randn(16, 6, dtype=torch.float64)
+    net(x)
+    for training in (True, False):
+        net.train(training)
+        owned = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+        before = {name: value.clone() for name, value in owned.items()}
+        values = [penalty_of("tv")(model, x) for model in (lambda z, owned=owned: functional_call(net, owned, z), net)]
+        assert all(torch.equal(owned[name], value) for name, value in before.items())
+        torch.testing.assert_close(*values, rtol=1e-9, atol=1e-12)
