@@ -1,5 +1,8 @@
 """Models that change from call to call: modules that come later, a state that begins later, wrappers made anew."""
 
+import contextlib
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -169,3 +172,29 @@ def test_sequentials_of_the_same_weights_are_told_apart_by_their_other_layers():
     penalty(nn.Sequential(linear), x)
     with pytest.raises(ValueError, match="two forwards"):
         penalty(nn.Sequential(linear, Noise()), x)
+
+
+class HalfInside(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x.bfloat16()).float()
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+@pytest.mark.parametrize(("radius", "told"), [(0.01, True), (4.0, False), (1e-5, False), (0.0, False)])
+def test_a_model_of_less_precision_than_the_first_is_told_where_it_matters(radius, told, resumed):
+    x, penalty = torch.randn(32, 6), penalty_of("tv", radius=radius)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*less than torch.float32 resolves")
+        penalty(mlp(), x)
+        if resumed:
+            state, penalty = penalty.state_dict(), penalty_of("tv", radius=radius)
+            penalty.load_state_dict(state)
+        later = HalfInside(mlp().bfloat16())
+        with pytest.warns(UserWarning, match="another precision") if told else contextlib.nullcontext():
+            penalty(later, x)
+        penalty(mlp(), 3 * x)  # another batch is no other precision
+        penalty(later, x)

@@ -13,6 +13,8 @@ from torchlipreg.distributed import largest_or_raise
 from torchlipreg.geometry.norms import row_norm
 from torchlipreg.geometry.quotient import Resolution, distance_floor
 
+ANOTHER = 8  # times the floor, or more, is another precision, and less may be another batch
+
 
 def first_look(
     settings: Settings,
@@ -58,6 +60,33 @@ def first_look(
             "the limit ε → 0, the directional derivative, is computed instead. Pass radius=0 to ask for it."
         )
     return Resolution(radius, floor)
+
+
+def look_at_precision(
+    settings: Settings,
+    radius: float | None,
+    floor: float,
+    dtype: torch.dtype,
+    points: Tensor,
+    warn: Callable[[str], None],
+) -> None:
+    """Warn of a later model that computes in less precision than the first, by which ε was judged.
+
+    Args:
+        settings: Of the penalty.
+        radius: ε as the user has it; None for pairs of different data points.
+        floor: What the first model resolves.
+        dtype: In which this one computes.
+        points: Shape (N, *), in raw units.
+        warn: Told if ε lies between.
+    """
+    needed = distance_floor(dtype, float(row_norm(points, settings.input_norm).sum()) / max(1, len(points)))
+    if needed > ANOTHER * floor and (radius is None or floor <= radius < needed):
+        warn(
+            f"This model computes in {dtype}, which resolves distances from {needed:.2g} on, and this penalty met "
+            f"another first, or resumed from another, which resolves {floor:.2g}: quotients of closer pairs are "
+            "rounding errors. Give models of another precision a penalty of their own."
+        )
 
 
 def points_needed(radius: float | None) -> int:

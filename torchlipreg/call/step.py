@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.call.climbing import climbing
-from torchlipreg.call.first_batch import first_look
+from torchlipreg.call.first_batch import first_look, look_at_precision
 from torchlipreg.call.looks import Looks
 from torchlipreg.call.methods import Batch, LocalPairs, PersistentPairs, finite_copy
 from torchlipreg.call.reduction import by_row, reduce
@@ -24,7 +24,6 @@ from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.inspection import half
-from torchlipreg.model.modules import compute_dtype
 from torchlipreg.model.reuse import LoopOutputs, OutputReuse
 from torchlipreg.model.seen import Seen
 from torchlipreg.model.side import SideRows, split_side, take_rows
@@ -129,6 +128,8 @@ class Step:
                 self.looks.inspector.look_at_another_number(f.given(side), some)
         for caution in seen.cautions():
             self.state.warn_once(caution)
+        if self.state.floor is not None:
+            look_at_precision(self.settings, self.radius, self.state.floor, seen.dtype, points, self.state.warn_once)
         return seen
 
     def _quotient(self, f: FixedFunction, region: Region) -> PairQuotient:
@@ -141,8 +142,7 @@ class Step:
             if error is not None:
                 raise error
             return self._resolved(Resolution(self.radius, self.state.floor))
-        dtype = seen.dtype or compute_dtype(model, points)
-        return first_look(self.settings, self.radius, dtype, points, error, self.state.warn_once)
+        return first_look(self.settings, self.radius, seen.dtype, points, error, self.state.warn_once)
 
     def _resolved(self, resolution: Resolution) -> Resolution:
         """Return a resolution; one that has shrunk to the limit stays above it where f(x) is a target."""

@@ -96,7 +96,7 @@ def logdet(A: Tensor) -> Tensor:
     return torch.where(sign < 0, torch.nan, logarithm)
 
 
-PLAIN: dict[Any, Callable[..., Any]] = {
+LINEAR_ALGEBRA: dict[Any, Callable[..., Any]] = {
     torch.linalg.solve: solve,
     torch.linalg.solve_ex: solve_ex,
     torch.linalg.tensorsolve: tensorsolve,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from torchlipreg.geometry import linalg
+from torchlipreg.geometry.linalg import LINEAR_ALGEBRA
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -128,7 +128,7 @@ PLAIN: dict[Any, Callable[..., Any]] = {
     torch.batch_norm: _batch_norm,
     F.instance_norm: _functional(_instance_norm, "use_input_stats", default=True),
     torch.instance_norm: _instance_norm,
-    **linalg.PLAIN,
+    **LINEAR_ALGEBRA,
 }
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 LARGE = 1 << 18  # numbers in a buffer, from which on a clone in each call would be felt
@@ -74,40 +72,16 @@ def once(made: dict[int, Tensor], of: Tensor, make: Callable[[], Tensor]) -> Ten
     return known
 
 
-def copies_of(tensors: list[Tensor], *, double: bool) -> list[Tensor]:
-    """Return copies, of float64 if so asked; of tensors that share memory, as views do, copies that share it."""
-    memories = [_memory(t) for t in tensors]
-    count = Counter(memories)
-    shared: dict[Any, Tensor] = {}
-    copies = []
-    for t, memory in zip(tensors, memories, strict=True):
-        if memory is None or count[memory] == 1:
-            copies.append(_copy(t, double=double))
-            continue
-        if memory not in shared:
-            shared[memory] = _copy(_all_of_memory(t), double=double)
-        copies.append(shared[memory].as_strided(t.size(), t.stride(), t.storage_offset()))
-    return copies
-
-
-def _copy(t: Tensor, *, double: bool) -> Any:
-    return widened(t.clone()) if double else t.clone()
-
-
-def _memory(t: Tensor) -> Any:
-    """Return what is the same for tensors that share memory; None where that is large, or is not read as it lies."""
-    if t.layout is not torch.strided or t.is_quantized or t.is_conj() or t.is_neg():
-        return None
-    memory = t.untyped_storage()
-    return (memory._cdata, t.dtype) if memory.nbytes() < LARGE * t.element_size() else None
-
-
-def _all_of_memory(t: Tensor) -> Tensor:
-    memory = t.untyped_storage()
-    flat = torch.empty(0, dtype=t.dtype, device=t.device)
-    return flat.set_(memory, 0, (memory.nbytes() // t.element_size(),), (1,))
-
-
 def widened(value: Tensor | None) -> Any:
     """Return a float64 copy of a floating tensor without a graph, anything else as it is."""
     return value if value is None or not value.is_floating_point() else value.detach().double()
+
+
+def widen(values: dict[str, Any]) -> None:
+    """Put float64 copies in the place of a module's parameters and plain tensors."""
+    values["_parameters"] = {name: widened(p) for name, p in values["_parameters"].items()}
+    for name, value in values.items():
+        if type(value) is Tensor:
+            values[name] = widened(value)
+    if "_flat_weights_names" in values:  # of torch's RNNs, which hold their parameters twice
+        values["_flat_weights"] = [values["_parameters"].get(name) for name in values["_flat_weights_names"]]

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.hooks import RemovableHandle
 
-from torchlipreg.model.buffers import LARGE, PrivateBuffers, copies_of, once, widened
+from torchlipreg.model.buffers import PrivateBuffers, once, widen
 from torchlipreg.model.following import Following
-from torchlipreg.model.held import put
 from torchlipreg.model.kept import Kept
 from torchlipreg.model.modules import (
     REFUSED,
@@ -28,6 +27,7 @@ from torchlipreg.model.modules import (
     unwrap,
 )
 from torchlipreg.model.parallelism import is_sharded
+from torchlipreg.model.plain_tensors import PlainTensors
 from torchlipreg.model.recomputation import checkpointed, recomputes
 
 FLAGS = frozenset(
@@ -74,8 +74,7 @@ class FrozenState:
         self._kept = Kept()
         self._start: Kept | None = None
         self._thread = threading.get_ident()
-        self._plain: list[tuple[Any, Any, Tensor]] = []  # where a plain tensor is, under which name
-        self._copies: list[Tensor] = []  # what is there in its place
+        self._plain = PlainTensors(double=double)
         self._private = PrivateBuffers(double=double)
         # Eval-mode BatchNorm keeps its running statistics for backward by reference: a later train-mode forward
         # would overwrite them, without an error, and the penalty's gradient would be wrong.
@@ -86,14 +85,14 @@ class FrozenState:
     def applied(self) -> Iterator[None]:
         """Put the frozen values in place, and the modules' own ones back on leaving."""
         outside = self._kept, self._start
-        self._kept, self._plain, self._copies = Kept(FLAGS if self.is_sharded else None), [], []
+        self._kept, self._plain = Kept(FLAGS if self.is_sharded else None), PlainTensors(double=self._double)
         try:
             self._kept.note_function(self._core)
             self._kept.note_global_hooks()
             for m in [*self.modules]:
                 self._freeze(m)
             self._take_in_hidden()
-            self._copy_plain()
+            self._plain.put_copies()
             self.norms.refold_all()
             if self.carries:
                 self.note_start()
@@ -126,10 +125,10 @@ class FrozenState:
     def _meet(self, m: nn.Module, args: Any) -> None:
         self._ran.add(m)
         if m not in self._known and threading.get_ident() == self._thread:
-            first = len(self._plain)
             hide(self._core, m)
+            known = len(self._plain.copies)
             self._take_in(m, counts=True)
-            self._copy_plain(first)
+            self._plain.put_copies(known)
 
     def _take_in_hidden(self) -> None:
         """Take in modules in lists, dicts and objects of the frozen ones: they may be newer than the first look."""
@@ -165,7 +164,7 @@ class FrozenState:
 
     def copy_tensors(self) -> None:
         """Put copies of the frozen buffers and plain tensors in place, which forwards may write."""
-        self._copy_plain()
+        self._plain.put_copies()
         copies: dict[int, Tensor] = {}
         for m in self.buffers:
             of_module = self.norms.frozen_buffers(m)
@@ -174,7 +173,7 @@ class FrozenState:
     def private_tensors(self) -> list[Tensor]:
         """Return the clones that forwards may write."""
         buffers = [b for m in self.buffers for b in m.__dict__["_buffers"].values() if b is not None]
-        return buffers + self._copies
+        return buffers + self._plain.copies
 
     def left_something(self) -> bool:
         """Say whether forwards have changed attributes, buffers or what hooks collect."""
@@ -208,37 +207,15 @@ class FrozenState:
         if not self.eager and "gradient_checkpointing" in values and recomputes(m):
             values["forward"] = checkpointed(m, values.get("forward", partial(type(m).forward, m)))
         while self._kept.places:
-            self._find_plain(*self._kept.places.pop())
+            self._plain.find(*self._kept.places.pop())
         if m in self.buffers:
             self.norms.place(m)
         if self._double:
-            _widen(values)
-
-    def _find_plain(self, where: Any, held: list[tuple[Any, Any]]) -> None:
-        for name, value in held:
-            if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
-                self._plain.append((where, name, value))
-
-    def _copy_plain(self, first: int = 0) -> None:
-        """Put copies of plain tensors in place, which a forward may write."""
-        found = self._plain[first:]
-        self._copies[first:] = copies_of([value for _, _, value in found], double=self._double) if found else []
-        for (where, name, _), copy in zip(found, self._copies[first:], strict=True):
-            put(where, name, copy)
+            widen(values)
 
 
 def _is_on_cudnn(m: nn.Module) -> bool:
     return any(p is not None and p.is_cuda for p in m._parameters.values())
-
-
-def _widen(values: dict[str, Any]) -> None:
-    """Put float64 copies in the place of a module's parameters and plain tensors."""
-    values["_parameters"] = {name: widened(p) for name, p in values["_parameters"].items()}
-    for name, value in values.items():
-        if type(value) is Tensor:
-            values[name] = widened(value)
-    if "_flat_weights_names" in values:  # of torch's RNNs, which hold their parameters twice
-        values["_flat_weights"] = [values["_parameters"].get(name) for name in values["_flat_weights_names"]]
 
 
 @contextlib.contextmanager

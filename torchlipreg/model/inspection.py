@@ -15,7 +15,7 @@ from torchlipreg.geometry.plain import HALF
 from torchlipreg.model.closeness import differs
 from torchlipreg.model.function import FixedFunction, forked
 from torchlipreg.model.later import Later
-from torchlipreg.model.modules import unwrap
+from torchlipreg.model.modules import compute_dtype, unwrap
 from torchlipreg.model.operations import Observer, Writes, observing
 from torchlipreg.model.reuse import AGAIN, TOLERANCE
 from torchlipreg.model.search import find_modules
@@ -83,7 +83,8 @@ class Inspector:
         sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
         hidden, flat = hidden and sure, flat and varies
         coupled, written = coupled and sure, writes.lasting
-        seen = Seen(observer.dtype, carries, moves, draws, error, coupled, graph, hidden, flat, whole, written)
+        dtype = observer.dtype or compute_dtype(model, x)
+        seen = Seen(dtype, carries, moves, draws, error, coupled, graph, hidden, flat, whole, written)
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
         self._seen[_identity(model)] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen

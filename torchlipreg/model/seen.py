@@ -12,8 +12,8 @@ class Seen(NamedTuple):
     """What one forward, and the same again, have shown.
 
     Attributes:
-        dtype: The half precision in which some operation ran, or float32 to which float64 was rounded; None if all was
-            in full precision.
+        dtype: In which it computes; the half precision in which some operation ran, or float32 to which float64 was
+            rounded.
         carries: The forward leaves something on the modules, from which the next one would start.
         moves: Its values depend on that: after another forward the model is another function.
         draws: The forward draws random numbers of torch's, whether or not its values show it.
@@ -27,7 +27,7 @@ class Seen(NamedTuple):
         written: The operation that writes into what nobody puts back, and the shape of that; None without one.
     """
 
-    dtype: torch.dtype | None
+    dtype: torch.dtype
     carries: bool
     moves: bool
     draws: bool
