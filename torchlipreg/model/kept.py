@@ -25,8 +25,9 @@ from torchlipreg.model.held import (
 )
 from torchlipreg.model.search import uses
 
+MANY = 10_000  # as long may a set or a deque be that is copied
 NESTED = 3  # containers and objects inside of one another that are noted, too
-MOST = 10_000  # things in them that are noted: a graph's table of neighbours is not what a forward collects in
+MOST = 2_000  # things of one attribute that are noted: a graph's table of neighbours is not what a forward writes
 FEW = 100  # things in a list, a dict or an object among which plain tensors are looked for
 OWN = list(nn.Module().__dict__)  # which nearly all modules have first
 SIMPLE = frozenset((int, float, bool, str, bytes, type(None), torch.dtype, torch.device))  # cannot be written
@@ -60,7 +61,7 @@ class Kept:
         self._parameters: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._noted: set[int] = set()  # identities of these
-        self._count = 0
+        self._count = 0  # of things in the value that is being noted
         self._cells: list[tuple[Any, Any]] = []
         self.places: list[tuple[Any, list[tuple[Any, Any]]]] = []
         self.hidden: list[nn.Module] = []
@@ -104,7 +105,9 @@ class Kept:
         if isinstance(value, nn.Module):
             self.hidden.append(value)
             return
-        if depth < NESTED and self._count > MOST:
+        if depth == NESTED:
+            self._count = 0
+        elif self._count > MOST:
             return
         if isinstance(value, HOLDING):
             self._noted.add(id(value))
@@ -115,7 +118,7 @@ class Kept:
                 self._note_attributes(attributes, depth)
 
     def _note_container(self, value: Any, depth: int) -> None:
-        if len(value) > (LONG if isinstance(value, (list, dict)) else MOST) and not isinstance(value, tuple):
+        if len(value) > (LONG if isinstance(value, (list, dict)) else MANY) and not isinstance(value, tuple):
             self._containers.append((value, len(value)))
             return
         inside = plain_copy(value)  # of which another thread does not take away while we walk
