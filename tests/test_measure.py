@@ -256,6 +256,30 @@ def test_a_mask_of_float32_takes_nothing_from_a_bound_in_float64(radius):
     assert 0.99 * exact < lipschitz_lower_bound(net, draw(64, 8).double(), radius=radius) <= exact * (1 + 1e-12)
 
 
+ROUNDED = {
+    "complex64": lambda x: torch.view_as_real(torch.view_as_complex(x.view(-1, 4, 2)).to(torch.complex64)) + 1e4,
+    "complex64 and back": lambda x: (x.to(torch.complex64) + 1e4).to(torch.complex128).real,
+    "float8": lambda x: x.to(torch.float8_e4m3fn).float(),
+}
+
+
+@pytest.mark.parametrize("radius", [1e-3, 0.1])
+@pytest.mark.parametrize("f", ROUNDED.values(), ids=ROUNDED)
+def test_other_narrow_dtypes_make_no_bound_too_large(f, radius):
+    assert lipschitz_lower_bound(f, draw(64, 8).double(), radius=radius) <= 1.0
+
+
+def test_one_number_that_a_model_logs_is_not_its_precision():
+    class Logging(Masked):
+        def forward(self, x):
+            y = self.linear(x)
+            self.log = y.detach().mean().float()
+            return y
+
+    penalty = LipschitzPenalty("tv", radius=1e-6, input_norm=2, scale=1.0)
+    penalty(Logging(), draw(64, 8).double())  # warnings are errors
+
+
 @pytest.mark.parametrize("radius", [1e-3, 1e-6])
 def test_float32_inside_of_float64_is_seen(radius):
     """At the smaller radius, a difference of roundings, the penalty takes the derivative."""

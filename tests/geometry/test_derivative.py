@@ -236,6 +236,17 @@ def matrices(x):
     return h @ h.mT + torch.eye(2, dtype=x.dtype)
 
 
+def three_rows(x):
+    """Of rank two, so that the determinant is zero, but its gradient is not."""
+    h = rows(x)
+    return h.mT @ h
+
+
+def four_rows(x):
+    k = matrices(x)
+    return torch.cat([torch.cat([k, 0.5 * k.mT], 2), torch.cat([k @ k, k], 2)], 1)
+
+
 def with_matrices(f):
     return lambda: lambda x: x + f(matrices(x), rows(x))
 
@@ -266,6 +277,10 @@ NORM_LAYERS = {
         lambda k, h: torch.linalg.householder_product(h.mT, h[:, :, 0].tanh()).flatten(1)
     ),
     "det": with_matrices(lambda k, h: torch.linalg.det(k)[:, None]),
+    "singular det": with_matrices(lambda k, h: (h[:, :, :1] @ h[:, :, 1:2].mT).det()[:, None]),
+    "det of three rows": lambda: lambda x: x + torch.linalg.det(three_rows(x))[:, None],
+    "det of four rows": lambda: lambda x: x + torch.linalg.det(four_rows(x))[:, None],
+    "det of one row": with_matrices(lambda k, h: torch.linalg.det(k[:, :1, :1])[:, None]),
     "negative det": with_matrices(lambda k, h: k.flip(-1).det()[:, None]),
     "logdet": with_matrices(lambda k, h: torch.logdet(k)[:, None]),
     "slogdet": with_matrices(lambda k, h: torch.slogdet(k)[1][:, None] + torch.linalg.slogdet(-k).logabsdet[:, None]),
@@ -356,6 +371,10 @@ def _check_gradient_of_derivative(net):
         "upper Cholesky inverse",
         "Householder product",
         "det",
+        "singular det",
+        "det of three rows",
+        "det of four rows",
+        "det of one row",
         "negative det",
         "logdet",
         "slogdet",

@@ -2,18 +2,23 @@
 
 import collections
 import dataclasses
+import gc
+import logging
 import threading
 import time
+import unittest.mock
+import weakref
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
-from zoo import METHODS, penalty_of
+from zoo import METHODS, penalty_of, same, traces
 
 from torchlipreg import lipschitz_lower_bound
-from torchlipreg.model.kept import LONG, Kept
+from torchlipreg.model.kept import MANY, Kept
 
 
 class Books:
@@ -44,6 +49,13 @@ class Frozen:
     loss = None
 
 
+class Logs:
+    """As many classes do."""
+
+    def __init__(self):
+        self.log, self.loss, self.terms, self.sum = logging.getLogger(__name__), None, [], torch.zeros(3)
+
+
 class Pair(NamedTuple):
     name: str
     books: object
@@ -67,7 +79,7 @@ PLACES = {
 
 
 def inside(place):
-    if isinstance(place, (Books, Beside, Frozen)):
+    if isinstance(place, (Books, Beside, Frozen, Logs)):
         return place
     held = place.layers if isinstance(place, Layered) else list(place.values()) if isinstance(place, dict) else place
     return inside(held[-1])
@@ -91,7 +103,7 @@ class Router(nn.Module):
 
 @pytest.mark.parametrize("radius", [0.1, 0.0])
 @pytest.mark.parametrize("method", ["tv", "max"])
-@pytest.mark.parametrize("make", [Books, Beside, Frozen])
+@pytest.mark.parametrize("make", [Books, Beside, Frozen, Logs])
 @pytest.mark.parametrize("place", PLACES)
 def test_objects_in_containers_and_in_objects_are_put_back(place, make, method, radius):
     net, x, penalty = Router(PLACES[place](make())), torch.randn(8, 6), penalty_of(method, radius=radius)
@@ -294,10 +306,19 @@ class Locked:
         self.lock, self.count = threading.Lock(), 0
 
 
-@pytest.mark.parametrize("make", [Worker, Locked])
-def test_what_other_threads_write_is_not_taken_back(make):
+class Loader:
+    """Its workers are in a list."""
+
+    def __init__(self):
+        self.workers, self.count = [threading.Thread()], 0
+
+
+@pytest.mark.parametrize("place", [lambda shared: shared, lambda shared: {"of": [shared]}])
+@pytest.mark.parametrize("make", [Worker, Locked, Loader])
+def test_what_other_threads_write_is_not_taken_back(make, place):
     shared = make()
     net, stop, thread = counting_in(shared)
+    net.shared = place(shared)
     x, penalty = torch.randn(8, 6), penalty_of("tv")
     thread.start()
     try:
@@ -310,12 +331,31 @@ def test_what_other_threads_write_is_not_taken_back(make):
         thread.join()
     kept = Kept()
     kept.note(net)
-    assert all(values is not vars(shared) for values, _ in kept._attributes)
+    assert all(values is not vars(shared) for values, _ in [*kept._own, *kept._attributes])
+
+
+def test_modules_of_an_object_with_a_lock_are_frozen_all_the_same():
+    net, x, shared, penalty = nn.Sequential(nn.Linear(6, 3)), torch.randn(8, 6), Locked(), penalty_of("tv")
+    net.shared = shared
+    penalty(net, x)
+    shared.head = nn.BatchNorm1d(3)
+    model, before = Through(net), traces(shared.head)
+    penalty(model, x)
+    assert same(traces(shared.head), before)
+
+
+class Through(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net.shared.head(self.net(x))
 
 
 def test_objects_with_many_attributes_are_known_by_their_number():
     net, index, x = nn.Sequential(nn.Linear(6, 3)), Base(), torch.randn(8, 6)
-    vars(index).update({f"word {i}": [i] for i in range(LONG + 1)})
+    vars(index).update({f"word {i}": [i] for i in range(MANY + 1)})
     net.index = index
     kept = Kept()
     kept.note(net)
@@ -324,7 +364,7 @@ def test_objects_with_many_attributes_are_known_by_their_number():
     assert kept.differs()
     kept.put_back()
     assert not hasattr(index, "new")
-    assert len(vars(index)) == LONG + 1
+    assert len(vars(index)) == MANY + 1
     penalty_of("tv")(net, x)
 
 
@@ -340,3 +380,166 @@ def test_a_dict_of_parameters_and_buffers_that_is_made_once():
         values = [penalty_of("tv")(model, x) for model in (lambda z, owned=owned: functional_call(net, owned, z), net)]
         assert all(torch.equal(owned[name], value) for name, value in before.items())
         torch.testing.assert_close(*values, rtol=1e-9, atol=1e-12)
+
+
+class Strange(type):
+    """A class of classes that cannot be hashed."""
+
+    def __eq__(self, other):
+        return False
+
+
+class Unhashable(metaclass=Strange):
+    pass
+
+
+class Backwards(tuple):
+    def __iter__(self):
+        raise RuntimeError("not here")
+
+
+class Raises:
+    @property
+    def __dict__(self):
+        raise ValueError("not here")
+
+
+def proxy_of(value):
+    Unhashable.kept = value
+    return weakref.proxy(value)
+
+
+PROXIES = {
+    "a module": lambda net: weakref.proxy(net),
+    "a dead module": lambda net: weakref.proxy(nn.Linear(1, 1)),
+    "a dict": lambda net: proxy_of(Output(logits=1)),
+    "a mock of a dict": lambda net: unittest.mock.MagicMock(spec=dict),
+    "a mock of a module": lambda net: unittest.mock.MagicMock(spec=nn.Module),
+    "of no hash": lambda net: Unhashable(),
+    "a tuple": lambda net: Backwards((1, [2])),
+    "a dict that raises": lambda net: Raises(),
+    "an optimizer": lambda net: torch.optim.Adam(net.parameters()),
+}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("make", PROXIES.values(), ids=PROXIES)
+def test_what_says_to_be_another_is_taken_for_what_it_is(make, deep):
+    net, x, penalty = nn.Sequential(nn.Linear(6, 3)), torch.randn(8, 6), penalty_of("tv")
+    value = make(net)
+    object.__setattr__(net, "extra", [value, (value,)] if deep else value)
+    for _ in range(2):
+        assert penalty(net, x).isfinite()
+
+
+def test_nothing_is_kept_alive():
+    alive = []
+    for _ in range(3):
+        net = nn.Sequential(nn.Linear(6, 3))
+
+        class Own:
+            __slots__ = ("of",)
+
+            def model(self, net=net):
+                return net
+
+        net.own, net.lock = Own(), threading.Lock()
+        penalty_of("tv")(net, torch.randn(8, 6))
+        alive.append(weakref.ref(net))
+        del net, Own
+    gc.collect()
+    assert sum(of() is not None for of in alive) <= 1  # the frame's own
+
+
+class Decoding(dict):
+    """Reads its entries in its own way."""
+
+    def __getitem__(self, name):
+        return ("decoded", super().__getitem__(name))
+
+    def __iter__(self):
+        return super().__iter__()
+
+
+class Late(nn.Module):
+    """Makes modules, parameters and buffers in its forward; counts in an array, and in a long list."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.extra, self.heads = nn.Linear(6, 3), None, nn.ModuleDict()
+        self.counts, self.ring, self.at, self.raw = np.zeros(3), [None] * 1_500, 0, Decoding(a=1)
+
+    def forward(self, x):
+        y = self.linear(x)
+        if self.extra is None:
+            self.extra = nn.Identity()
+            self.heads[str(len(x))] = nn.Identity()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.register_buffer("seen", torch.zeros(()))
+        self.counts += 1
+        for row in y.detach():
+            self.ring[self.at] = row
+            self.at += 1
+        self.raw["b"] = 2
+        return y * self.scale
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_registered_in_a_forward_is_taken_away(method):
+    net, x, penalty = Late(), torch.randn(8, 6), penalty_of(method)
+    penalty(net, x)
+    assert net.extra is None
+    assert sorted(net.state_dict()) == ["linear.bias", "linear.weight"]
+    assert not net.heads
+    assert not net.counts.any()
+    assert all(row is None for row in net.ring)
+    assert dict.items(net.raw) == {"a": 1}.items()
+
+
+def test_a_tensor_of_two_names_stays_one():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 3)
+            self.a = self.b = torch.ones(3)
+            self.names = [self.a]
+
+        def forward(self, x):
+            return self.linear(x) * (2.0 if self.a is self.b is self.names[0] else 1.0)
+
+    net, x = Two(), torch.randn(8, 6)
+    penalty = penalty_of("tv")
+    penalty(net, x)
+    assert penalty.estimate > torch.linalg.matrix_norm(net.linear.weight, 2)
+
+
+def test_tensors_of_a_whole_data_set_are_not_copied_in_each_call():
+    net, x, copied = nn.Sequential(nn.Linear(6, 3)), torch.randn(8, 6), []
+    net.examples = [[{"image": torch.zeros(3, 64, 64)} for _ in range(20)] for _ in range(20)]
+    from torchlipreg.model.fixed import fixed_function
+
+    with fixed_function(net) as f:
+        copied = [t.numel() for t in f.private_tensors()]
+    assert 0 < sum(copied) <= 1 << 20
+    penalty_of("tv")(net, x)
+
+
+@pytest.mark.parametrize("kind", ["closure", "kwargs", "object in kwargs"])
+def test_a_state_outside_of_modules_is_put_back_and_each_forward_starts_from_it(kind):
+    net, books, x = nn.Linear(6, 3).double(), {"offset": 0.0, "seen": []}, torch.randn(8, 6, dtype=torch.float64)
+    held = Layered(books) if kind == "object in kwargs" else books
+
+    def forward(z, books=None):
+        books = books.layers[0] if isinstance(books, Layered) else books
+        books["offset"] += 1.0
+        books["seen"].append(len(z))
+        return net(z) * books["offset"]
+
+    def closed(z):
+        return forward(z, held)
+
+    penalty = penalty_of("tv")
+    value = penalty(closed, x) if kind == "closure" else penalty(forward, x, model_kwargs={"books": held})
+    assert books == {"offset": 0.0, "seen": []}
+    u, v = penalty.pairs
+    torch.testing.assert_close(value, ((net(v) - net(u)).norm(dim=1) / (v - u).norm(dim=1)).square().mean())

@@ -84,7 +84,15 @@ def slogdet(A: Tensor) -> Any:
 
 
 def det(A: Tensor) -> Tensor:
-    """Return what ``torch.linalg.det`` does."""
+    """Return what ``torch.linalg.det`` does; of singular matrices of more than three rows the gradient is NaN."""
+    size = A.shape[-1]
+    if size == 1:
+        return A[..., 0, 0]
+    if size == 2:
+        return A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] * A[..., 1, 0]
+    if size == 3:
+        triple: Tensor = (A[..., 0, :] * torch.linalg.cross(A[..., 1, :], A[..., 2, :])).sum(-1)
+        return triple
     sign, logarithm = slogdet(A)
     value: Tensor = sign * logarithm.exp()
     return value

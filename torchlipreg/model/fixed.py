@@ -78,7 +78,7 @@ def fixed_function(
             _refuse(kind)
     if eager:
         check_forward_mode(modules)
-    state = FrozenState(core, modules, eager=eager, carries=carries, double=double)
+    state = FrozenState(core, modules, eager=eager, carries=carries, double=double, given=(kwargs or {}).values())
     # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
     hook = contextlib.nullcontext if eager else recomputing_under(state.applied)
     with contextlib.ExitStack() as stack:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -15,17 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from torchlipreg.model.buffers import PrivateBuffers, once, widen
 from torchlipreg.model.following import Following
 from torchlipreg.model.kept import Kept
-from torchlipreg.model.modules import (
-    REFUSED,
-    AsFound,
-    as_found,
-    compiled_module,
-    hide,
-    is_idle,
-    is_wrapper,
-    submodules,
-    unwrap,
-)
+from torchlipreg.model.modules import REFUSED, AsFound, as_found, compiled_module, hide, is_wrapper, submodules, unwrap
 from torchlipreg.model.parallelism import is_sharded
 from torchlipreg.model.plain_tensors import PlainTensors
 from torchlipreg.model.recomputation import checkpointed, recomputes
@@ -55,6 +45,7 @@ class FrozenState:
         eager: bool = False,
         carries: bool = True,
         double: bool = False,
+        given: Collection[Any] = (),
     ) -> None:
         """Clone the buffers.
 
@@ -64,13 +55,13 @@ class FrozenState:
             eager: Step around ``torch.compile``.
             carries: Each forward starts from the frozen values, because one leaves something for the next.
             double: Compute in float64, with copies of the parameters, which get no gradient.
+            given: What the model is called with beside its input: containers and objects may be written.
         """
+        self._given = [value for value in given if not isinstance(value, (Tensor, nn.Module))]
         self._core, self.modules, self.eager, self.carries, self._double = core, modules, eager, carries, double
         self.found: AsFound = as_found(modules)
         self.is_sharded = is_sharded(modules)
         self._known: set[nn.Module] = set(modules)
-        self._hidden: list[nn.Module] = []  # in containers and objects of these
-        self._ran: set[nn.Module] = set()  # while modules are met
         self._kept = Kept()
         self._start: Kept | None = None
         self._thread = threading.get_ident()
@@ -87,8 +78,8 @@ class FrozenState:
         outside = self._kept, self._start
         self._kept, self._plain = Kept(FLAGS if self.is_sharded else None), PlainTensors(double=self._double)
         try:
-            self._kept.note_function(self._core)
-            self._kept.note_global_hooks()
+            self._note_outside(self._kept)
+            self._find_plain()
             for m in [*self.modules]:
                 self._freeze(m)
             self._take_in_hidden()
@@ -123,37 +114,31 @@ class FrozenState:
         return registered(register_module_forward_pre_hook, self._meet)
 
     def _meet(self, m: nn.Module, args: Any) -> None:
-        self._ran.add(m)
         if m not in self._known and threading.get_ident() == self._thread:
-            hide(self._core, m)
             known = len(self._plain.copies)
-            self._take_in(m, counts=True)
+            self._take_in(m)
             self._plain.put_copies(known)
 
     def _take_in_hidden(self) -> None:
         """Take in modules in lists, dicts and objects of the frozen ones: they may be newer than the first look."""
         while self._kept.hidden:
             m = self._kept.hidden.pop()
-            if m not in self._known and not any(isinstance(part, REFUSED) for part in submodules(m)):
-                self._hidden.append(m)
-                self._take_in(m, counts=not is_idle(self._core, m))
+            if m not in self._known:
+                parts = submodules(m)
+                # One that holds the model does not run in it, unless it is met.
+                if self._core not in parts and not any(isinstance(part, REFUSED) for part in parts):
+                    self._take_in(m)
 
-    def note_idle(self) -> None:
-        """Note which hidden modules have run while modules were met, and which have not: a teacher, say."""
-        for m in self._hidden if self._ran else ():
-            hide(self._core, m, runs=not self._ran.isdisjoint(submodules(m)))
-
-    def _take_in(self, m: nn.Module, *, counts: bool) -> None:
-        """Freeze a module and those below it; what counts makes outputs of the loop others than f(x)."""
+    def _take_in(self, m: nn.Module) -> None:
+        hide(self._core, m)
         for part in submodules(m):
             if part not in self._known:
                 self._known.add(part)
                 self.modules.append(part)
+                self.found = self.found.with_module(part)
                 if part._buffers:
                     self.buffers[part] = self._private.of(part)
-                if counts:
-                    self.found = self.found.with_module(part)
-                    self.norms.hold(part)
+                self.norms.hold(part)
                 self._freeze(part)
 
     def renew(self) -> None:
@@ -183,8 +168,17 @@ class FrozenState:
     def note_start(self) -> None:
         """Note what a forward is to start from, for ``renew`` and ``left_something``."""
         self._start = Kept(FLAGS if self.is_sharded else None)
+        self._note_outside(self._start)
         for m in self.modules:
             self._start.note(m)
+
+    def _note_outside(self, kept: Kept) -> None:
+        """Note what the model reaches beside its modules: as a function, by hooks, in what it is given."""
+        kept.note_function(self._core)
+        kept.note_global_hooks()
+        if not self.is_sharded:
+            for value in self._given:
+                kept.note_value(value)
 
     def _freeze(self, m: nn.Module) -> None:
         self._kept.note(m)
@@ -206,12 +200,16 @@ class FrozenState:
             values["attention_bias_cache"] = {}
         if not self.eager and "gradient_checkpointing" in values and recomputes(m):
             values["forward"] = checkpointed(m, values.get("forward", partial(type(m).forward, m)))
-        while self._kept.places:
-            self._plain.find(*self._kept.places.pop())
+        self._find_plain(values)
         if m in self.buffers:
             self.norms.place(m)
         if self._double:
             widen(values)
+
+    def _find_plain(self, of_module: Any = None) -> None:
+        while self._kept.places:
+            where, held = self._kept.places.pop()
+            self._plain.find(where, held, of_module=where is of_module)
 
 
 def _is_on_cudnn(m: nn.Module) -> bool:

@@ -190,10 +190,6 @@ class FixedFunction:
         """Take in modules that run, but were not found, in eager forwards of an uncompiled function."""
         return self._state.meeting()
 
-    def note_idle(self) -> None:
-        """Note which modules in containers and objects have run while modules were met, and which have not."""
-        self._state.note_idle()
-
     @staticmethod
     def eagerly() -> contextlib.AbstractContextManager[None]:
         """Step around ``torch.compile``: graphs of their own for some seldom forwards would be a waste."""

@@ -1,13 +1,17 @@
-"""Held: what lists, dicts, sets and objects hold, compared with what they held before, and put back."""
+"""Held: what lists, dicts, sets and objects hold, compared with what they held before, and put back.
+
+Values are known by ``type()``, not by ``isinstance()``, which believes what proxies and mocks say of themselves; and
+are read and written by the methods of the built-in kind, as a subclass's own may refuse, or do more.
+"""
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections import OrderedDict, deque
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from types import MemberDescriptorType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -15,53 +19,71 @@ CONTAINERS = (list, dict, set, deque)
 HOLDING = (*CONTAINERS, tuple)
 KINDS = (list, OrderedDict, dict, set, deque, tuple)
 ROOTS = (nn.Module, Tensor, type)
-LONG = 1000  # from there on a list or dict, or an object's attributes, are known by their number alone
-# Whose objects are not put back: of libraries that keep books of their own, and what is no object of somebody's own.
-ELSEWHERE = frozenset(
-    "torch accelerate deepspeed lightning lightning_fabric pytorch_lightning torchlipreg "
-    "builtins collections functools weakref enum contextvars".split()
-)
+# Whose classes, and what derives from them, keep books of their own, or are no objects of somebody's.
+LIBRARIES = frozenset("torch accelerate deepspeed lightning lightning_fabric pytorch_lightning torchlipreg".split())
+BUILT_IN = frozenset("builtins collections functools weakref enum contextvars logging".split())
 # Who makes threads and what they share: an object that is or holds one of these may be written by another thread.
-THREADS = frozenset("_thread threading _queue queue logging multiprocessing concurrent asyncio".split())
+THREADS = frozenset("_thread threading _queue queue multiprocessing concurrent asyncio".split())
+
+ARRAY = 1 << 16  # numbers, up to which an array is copied
 
 Attributes = MutableMapping[str, Any]
+_SLOTS: WeakKeyDictionary[type, list[tuple[int, str]] | None] = WeakKeyDictionary()
+_OF_THREADS: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
 
 
 def attributes_of(value: Any) -> list[Attributes]:
     """Return the attributes of an object of somebody's own class, which a forward may set: its dict, its slots."""
-    kind: Any = type(value)
-    members = _members_of(kind)
-    if members is None:
+    kind = type(value)
+    if type(kind).__hash__ is None:  # a class that nothing can be known of
         return []
-    found: list[Attributes] = [Slots(value, members)] if members else []
+    slots = _SLOTS[kind] if kind in _SLOTS else _SLOTS.setdefault(kind, _slots_of(kind))
+    if slots is None:
+        return []
+    found: list[Attributes] = [Slots(value, slots)] if slots else []
     try:
         held = object.__getattribute__(value, "__dict__")  # not by a __getattr__ of the class
-    except AttributeError:
+    except Exception:  # it may be a property, which raises what it likes
         held = None
-    if type(held) is dict:
-        found.append(held)
-    for attributes in found:
-        if len(attributes) <= LONG and any(map(_is_of_threads, map(type, list(attributes.values())))):
-            return []
-    return found
+    return [*found, held] if type(held) is dict else found
 
 
-@functools.lru_cache(maxsize=1000)
-def _members_of(kind: Any) -> dict[str, MemberDescriptorType] | None:
-    """Return a class's slots by name; None for one whose objects are not put back."""
-    if _package(kind) in ELSEWHERE or issubclass(kind, ROOTS) or _is_of_threads(kind):
+def is_array(value: Any) -> bool:
+    """Say whether a value is a small array of numpy's that may be written."""
+    kind = type(value)
+    is_one = kind.__name__ == "ndarray" and kind.__module__ == "numpy"
+    return is_one and value.size <= ARRAY and value.flags.writeable and not value.dtype.hasobject
+
+
+def is_shared(values: Iterable[Any]) -> bool:
+    """Say whether locks, queues or threads are among what an object holds, or in lists of it."""
+    return any(
+        _is_of_threads(v) or (type(v) in (list, tuple) and any(_is_of_threads(part) for part in v[:100]))
+        for v in values
+    )
+
+
+def _is_of_threads(value: Any) -> bool:
+    kind = type(value)
+    if kind.__module__ == "builtins" or type(kind).__hash__ is None:
+        return False
+    if kind not in _OF_THREADS:
+        _OF_THREADS[kind] = any(_package(k) in THREADS for k in kind.__mro__)
+    return _OF_THREADS[kind]
+
+
+def _slots_of(kind: type) -> list[tuple[int, str]] | None:
+    """Return where in its line of bases a class has which slots; None for one whose objects are not put back."""
+    packages = {_package(k) for k in kind.__mro__}
+    if _package(kind) in BUILT_IN or packages & (LIBRARIES | THREADS) or issubclass(kind, ROOTS):
         return None
-    declaring = [vars(k) for k in kind.__mro__ if "__slots__" in vars(k)]  # others compute theirs, or are C's
-    members: dict[str, MemberDescriptorType] = {}
-    for name, member in (item for of_class in declaring for item in of_class.items()):
-        if type(member) is MemberDescriptorType:
-            members.setdefault(name, member)
-    return members
-
-
-@functools.lru_cache(maxsize=1000)
-def _is_of_threads(kind: Any) -> bool:
-    return any(_package(k) in THREADS for k in kind.__mro__)
+    slots: dict[str, int] = {}
+    for i, base in enumerate(kind.__mro__):
+        if "__slots__" in vars(base):  # others compute theirs, or are C's
+            for name, member in vars(base).items():
+                if type(member) is MemberDescriptorType:
+                    slots.setdefault(name, i)
+    return [(i, name) for name, i in slots.items()]
 
 
 def _package(kind: type) -> str:
@@ -71,8 +93,10 @@ def _package(kind: type) -> str:
 class Slots(Attributes):
     """The attributes that an object has in slots, as if they were in a dict."""
 
-    def __init__(self, value: Any, members: dict[str, MemberDescriptorType]) -> None:
-        self._value, self._members = value, members
+    def __init__(self, value: Any, slots: list[tuple[int, str]]) -> None:
+        self._value = value
+        bases = type(value).__mro__
+        self._members = {name: vars(bases[i])[name] for i, name in slots}
 
     def __getitem__(self, name: str) -> Any:
         try:
@@ -94,22 +118,24 @@ class Slots(Attributes):
 
 
 def kind_of(value: Any) -> Any:
-    """Return the built-in kind of a container, whose methods are used: a subclass's own may refuse, or do more."""
+    """Return the built-in kind of a container."""
     kind = type(value)
-    return kind if kind in KINDS else next(kind for kind in KINDS if isinstance(value, kind))
+    return kind if kind in KINDS else next(base for base in KINDS if issubclass(kind, base))
 
 
 def plain_copy(value: Any) -> Any:
     """Copy a container as the built-in kind that it is, in its order."""
     kind = kind_of(value)
-    if kind is OrderedDict:
-        return dict(OrderedDict.items(value))
-    return kind(value) if kind in (deque, tuple) else kind.copy(value)
+    if issubclass(kind, dict):
+        return dict(kind.items(value))
+    if kind is tuple:
+        return tuple.__getitem__(value, slice(None))
+    return deque(deque.__iter__(value)) if kind is deque else kind.copy(value)
 
 
 def put(where: Any, name: Any, value: Any) -> None:
     """Put a value into attributes, a list or a dict."""
-    kind = kind_of(where) if isinstance(where, CONTAINERS) else type(where)
+    kind = kind_of(where) if issubclass(type(where), CONTAINERS) else type(where)
     kind.__setitem__(where, name, value)
 
 
@@ -129,16 +155,14 @@ def same(values: Attributes, before: dict[str, Any]) -> bool:
 
 def unchanged(value: Any, before: Any) -> bool:
     """Say whether a container holds what it held: a copy of it, or its length alone."""
+    kind = kind_of(value)
     if isinstance(before, int):
-        return len(value) == before
-    if len(value) != len(before):
+        return bool(kind.__len__(value) == before)
+    if kind.__len__(value) != len(before):
         return False
-    if isinstance(value, dict):
-        kind = kind_of(value)
-        if not all(map(operator.is_, kind.values(value), before.values())):
-            return False
-        return all(map(operator.is_, kind.keys(value), before))
-    return all(map(operator.is_, value, before))
+    if issubclass(kind, dict) and not all(map(operator.is_, kind.values(value), before.values())):
+        return False
+    return all(map(operator.is_, kind.__iter__(value), before))
 
 
 def refill(value: Any, before: Any) -> None:

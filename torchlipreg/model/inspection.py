@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchlipreg.geometry.plain import HALF
 from torchlipreg.model.closeness import differs
 from torchlipreg.model.function import FixedFunction, forked
 from torchlipreg.model.later import Later
 from torchlipreg.model.modules import compute_dtype, unwrap
-from torchlipreg.model.operations import Observer, Writes, observing
+from torchlipreg.model.operations import NARROW, Observer, Writes, observing
 from torchlipreg.model.reuse import AGAIN, TOLERANCE
 from torchlipreg.model.search import find_modules
 from torchlipreg.model.seen import Seen, not_finite, random_values
@@ -77,9 +76,8 @@ class Inspector:
             error = error if y.isfinite().all() else not_finite(y)
             whole = part is not None and _values(part.uncompiled(), x[: half(x)]) is None
             with observing(f, writes):  # at points where the loop's forward has not written the same
-                coupled, varies = _of_other_rows(f, x, y, 32 * COUPLING if observer.dtype in HALF else COUPLING)
+                coupled, varies = _of_other_rows(f, x, y, 32 * COUPLING if observer.dtype in NARROW else COUPLING)
             graph, hidden, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
-            f.note_idle()
         sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
         hidden, flat = hidden and sure, flat and varies
         coupled, written = coupled and sure, writes.lasting
@@ -141,7 +139,6 @@ class Inspector:
                 self._seen[_identity(model)] = seen._replace(carries=True, moves=True), roots
                 f.carry(True)
             again = f(x).detach()
-            f.note_idle()
             self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
 
 

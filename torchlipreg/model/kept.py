@@ -9,14 +9,15 @@ from typing import Any
 
 import torch
 import torch.nn.modules.module as torch_hooks
-from torch import nn
+from torch import Tensor, nn
 
 from torchlipreg.model.held import (
     CONTAINERS,
     HOLDING,
-    LONG,
     Attributes,
     attributes_of,
+    is_array,
+    is_shared,
     plain_copy,
     refill,
     restore,
@@ -25,7 +26,8 @@ from torchlipreg.model.held import (
 )
 from torchlipreg.model.search import uses
 
-MANY = 10_000  # as long may a set or a deque be that is copied
+MANY = 10_000  # from there on a container, or an object's attributes, are known by their number alone
+LONG = 1_000  # from there on what is inside of them is not noted
 NESTED = 3  # containers and objects inside of one another that are noted, too
 MOST = 2_000  # things of one attribute that are noted: a graph's table of neighbours is not what a forward writes
 FEW = 100  # things in a list, a dict or an object among which plain tensors are looked for
@@ -40,10 +42,11 @@ GLOBAL_HOOKS = tuple(
 class Kept:
     """Notes of what there is on some modules.
 
-    Put back are a module's attributes and parameters by their identity, what the lists, dicts, sets and objects among
-    the attributes hold, and those inside of these, and what the module's hooks collect in those that they can reach.
-    Not put back: the values of a tensor that is written in place (buffers and plain tensors are cloned
-    for that, see :class:`torchlipreg.model.frozen.FrozenState`), and what a forward changes elsewhere, as in a global.
+    Put back are a module's attributes, parameters and submodules by their identity; what the lists, dicts, sets and
+    objects among the attributes hold, and those inside of these, with the values of small numpy arrays; and what the
+    module's hooks collect in those that they can reach. Not put back: the values of a tensor that is written in place
+    (buffers and plain tensors are cloned for that, see :class:`torchlipreg.model.frozen.FrozenState`), and what a
+    forward changes elsewhere, as in a global.
 
     Attributes:
         places: Attributes, small lists and dicts in which plain tensors may be, each with what it holds.
@@ -57,8 +60,11 @@ class Kept:
             only: The attributes to put back, where others are changed by those who have the right to (FSDP).
         """
         self._only = only
-        self._attributes: list[tuple[Attributes, dict[str, Any]]] = []
-        self._parameters: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._own: list[tuple[dict[str, Any], dict[str, Any]]] = []  # attributes of modules
+        self._attributes: list[tuple[Attributes, dict[str, Any]]] = []  # of objects
+        self._registered: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self._empty: list[dict[str, Any]] = []
+        self._arrays: list[tuple[Any, Any]] = []
         self._containers: list[tuple[Any, Any]] = []
         self._noted: set[int] = set()  # identities of these
         self._count = 0  # of things in the value that is being noted
@@ -70,20 +76,23 @@ class Kept:
         """Note what there is on a module."""
         values = m.__dict__
         if self._only is None:
-            self._attributes.append((values, values.copy()))
+            self._own.append((values, values.copy()))
         else:
-            self._attributes.append((values, {name: values[name] for name in self._only if name in values}))
+            self._own.append((values, {name: values[name] for name in self._only if name in values}))
         names = [*values]
         names = names[len(OWN) :] if names[: len(OWN)] == OWN else [name for name in names if name not in OWN]
-        extras = [(name, values[name]) for name in names if type(values[name]) not in SIMPLE]
-        self.places.append((values, extras))
+        held = _of_interest([values[name] for name in names])
+        if Tensor in map(type, held):
+            self.places.append((values, [(name, values[name]) for name in names]))
         if self._only is not None:
             return
-        if m._parameters:
-            self._parameters.append((m._parameters, m._parameters.copy()))
-        for _, value in extras:
-            if type(value) is not tuple or not SIMPLE.issuperset(map(type, value)):  # as most are: sizes
-                self._note_value(value)
+        for registered in (values["_parameters"], values["_modules"], values["_buffers"]):
+            if registered:
+                self._registered.append((registered, registered.copy()))
+            else:
+                self._empty.append(registered)
+        for value in held:
+            self.note_value(value)
         if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
             self._note_hooks((m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks))
 
@@ -97,37 +106,42 @@ class Kept:
             for hook in hooks.values():
                 self.note_function(hook)
 
-    def _note_value(self, value: Any, depth: int = NESTED) -> None:
+    def note_value(self, value: Any, depth: int = NESTED) -> None:
         """Note a container or an object, and what is inside of it."""
         kind = type(value)
-        if id(value) in self._noted or kind in SIMPLE:
+        if id(value) in self._noted:
             return
-        if isinstance(value, nn.Module):
+        if issubclass(kind, nn.Module):
             self.hidden.append(value)
             return
         if depth == NESTED:
             self._count = 0
         elif self._count > MOST:
             return
-        if isinstance(value, HOLDING):
+        if issubclass(kind, HOLDING):
             self._noted.add(id(value))
             self._note_container(value, depth)
+        elif is_array(value):
+            self._arrays.append((value, value.copy()))
         if kind not in HOLDING and (found := attributes_of(value)):
             self._noted.add(id(value))
+            if any(len(of) < MANY and is_shared(list(of.values())) for of in found):  # another thread may write there
+                self.hidden += [held for of in found for held in of.values() if issubclass(type(held), nn.Module)]
+                return
             for attributes in found:
                 self._note_attributes(attributes, depth)
 
     def _note_container(self, value: Any, depth: int) -> None:
-        if len(value) > (LONG if isinstance(value, (list, dict)) else MANY) and not isinstance(value, tuple):
+        if len(value) > MANY and not issubclass(type(value), tuple):
             self._containers.append((value, len(value)))
             return
         inside = plain_copy(value)  # of which another thread does not take away while we walk
-        if not isinstance(value, tuple):
+        if not issubclass(type(value), tuple):
             self._containers.append((value, inside))
         self._note_inside(value, inside, depth)
 
     def _note_attributes(self, attributes: Attributes, depth: int) -> None:
-        if len(attributes) > LONG:
+        if len(attributes) > MANY:
             self._containers.append((attributes, len(attributes)))
             return
         before = dict(attributes)
@@ -137,13 +151,11 @@ class Kept:
     def _note_inside(self, where: Any, inside: Any, depth: int) -> None:
         """Note what things are in a container, or in attributes, of which a copy is at hand."""
         self._count += len(inside)
-        values = inside.values() if isinstance(inside, dict) else inside
-        if SIMPLE.issuperset(map(type, values)):
-            return
-        if len(inside) <= FEW and not isinstance(inside, (tuple, set, deque)):
+        held = [] if len(inside) > LONG else _of_interest(inside.values() if isinstance(inside, dict) else inside)
+        if len(inside) <= FEW and not isinstance(inside, (tuple, set, deque)) and Tensor in map(type, held):
             self.places.append((where, list(inside.items() if isinstance(inside, dict) else enumerate(inside))))
-        for held in values if depth else ():
-            self._note_value(held, depth - 1)
+        for value in held if depth else ():
+            self.note_value(value, depth - 1)
 
     def note_function(self, hook: Callable[..., Any]) -> None:
         """Note what a hook or a model that is a plain function, method or partial, can reach in two steps."""
@@ -156,8 +168,8 @@ class Kept:
         for value in [hook, *uses(hook)]:
             if isinstance(value, FunctionType):
                 self._note_function(value)
-            elif not isinstance(value, nn.Module):
-                self._note_value(value)
+            elif not issubclass(type(value), nn.Module):
+                self.note_value(value)
 
     def _note_function(self, function: FunctionType) -> None:
         for cell in function.__closure__ or ():
@@ -166,29 +178,48 @@ class Kept:
             except ValueError:  # not bound yet
                 continue
         for value in uses(function):
-            if isinstance(value, CONTAINERS):
-                self._note_value(value)
+            if issubclass(type(value), CONTAINERS):
+                self.note_value(value)
 
     def differs(self) -> bool:
         """Say whether anything is not as it was noted."""
         return (
-            any(not same(values, before) for values, before in [*self._attributes, *self._parameters])
+            any(not same(values, before) for values, before in [*self._own, *self._attributes, *self._registered])
             or any(cell.cell_contents is not before for cell, before in self._cells)
+            or any(self._empty)
             or any(not unchanged(value, before) for value, before in self._containers)
+            or any(value.tobytes() != before.tobytes() for value, before in self._arrays)
         )
 
     def put_back(self) -> None:
         """Put everything back; may be called again after it was interrupted."""
-        for values, before in self._attributes:
+        for values, before in self._own:
             restore(values, before, self._only)
+        for attributes, before in self._attributes:
+            if not same(attributes, before):
+                restore(attributes, before)
         for cell, before in self._cells:
             cell.cell_contents = before
         self.put_back_containers()
 
     def put_back_containers(self) -> None:
-        """Put back what lists, dicts and sets held."""
-        for parameters, own in self._parameters:
-            restore(parameters, own)
+        """Put back what lists, dicts, sets and arrays held, a module's parameters and submodules among them."""
+        for registered, own in self._registered:
+            restore(registered, own)
+        for registered in self._empty:
+            registered.clear()
         for value, before in self._containers:
             if not unchanged(value, before):
                 refill(value, before)
+        for value, before in self._arrays:
+            if value.tobytes() != before.tobytes():
+                value[...] = before
+
+
+def _of_interest(values: Iterable[Any]) -> list[Any]:
+    """Leave out what cannot be written: numbers, and tuples of numbers alone, as most are."""
+    try:
+        held = [v for v in values if type(v) not in SIMPLE]
+        return [v for v in held if type(v) is not tuple or not SIMPLE.issuperset(map(type, v))]
+    except TypeError:  # a class that cannot be hashed
+        return list(values)

@@ -21,7 +21,6 @@ AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
 
 
 _HIDDEN: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()  # what models were seen to run
-_IDLE: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()  # what they hold, but did not run
 REFUSED = (torch.jit.ScriptModule, LazyModuleMixin)  # whose state cannot be held, or is not there yet
 
 
@@ -95,20 +94,10 @@ def all_modules(*callables: Callable[..., Any]) -> list[nn.Module]:
     return list(found)
 
 
-def hide(root: Any, module: nn.Module, *, runs: bool = True) -> None:
-    """Remember a module that a model does not register: one that it runs, or one that it only holds."""
+def hide(root: Any, module: nn.Module) -> None:
+    """Remember a module that a model runs, but does not register."""
     if isinstance(root, nn.Module):
-        _of(root, _HIDDEN if runs else _IDLE).add(module)
-        _of(root, _IDLE if runs else _HIDDEN).discard(module)
-
-
-def is_idle(root: Any, module: nn.Module) -> bool:
-    """Say whether a model was seen to hold a module that it does not run."""
-    return isinstance(root, nn.Module) and module in _IDLE.get(compiled_module(root) or root, ())
-
-
-def _of(root: nn.Module, known: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]]) -> WeakSet[nn.Module]:
-    return known.setdefault(compiled_module(root) or root, WeakSet())
+        _HIDDEN.setdefault(compiled_module(root) or root, WeakSet()).add(module)
 
 
 def submodules(module: nn.Module) -> list[nn.Module]:

@@ -15,7 +15,9 @@ from torch.utils._pytree import tree_leaves
 from torchlipreg.geometry.plain import HALF
 from torchlipreg.model.function import FixedFunction
 
-ROUNDED = (*HALF, torch.float32)
+FLOAT8 = tuple(getattr(torch, name) for name in dir(torch) if name.startswith("float8_"))
+NARROW = (*HALF, *FLOAT8, torch.complex32)
+ROUNDED = (*NARROW, torch.float32, torch.complex64)
 ROUNDING = 1e-5  # relative: what a constraint on weights, set once more, changes by
 ENOUGH = 32  # writes that are looked at closely
 
@@ -51,9 +53,9 @@ class Observer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
             self.drawn = str(func)
         for y in tree_leaves(result):
-            if isinstance(y, Tensor) and y.dtype in ROUNDED and self.dtype not in HALF:
-                # A mask or a constant of float32 beside float64 is exact.
-                if y.dtype in HALF or any(_is_double(t) for t in tree_leaves((args, kwargs))):
+            if isinstance(y, Tensor) and y.dtype in ROUNDED and y.dim() and self.dtype not in NARROW:
+                # A mask or a constant of float32 beside float64 is exact, and one number is what somebody logs.
+                if y.dtype in NARROW or any(_is_double(t) for t in tree_leaves((args, kwargs))):
                     self.dtype = y.dtype
         return result
 
@@ -115,7 +117,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
 
 
 def _is_double(t: Any) -> bool:
-    return isinstance(t, Tensor) and t.dtype == torch.float64
+    return isinstance(t, Tensor) and t.dtype in (torch.float64, torch.complex128)
 
 
 def _storages(t: Any) -> tuple[int, ...]:

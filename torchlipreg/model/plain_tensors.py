@@ -11,6 +11,9 @@ from torch import Tensor
 from torchlipreg.model.buffers import LARGE, widened
 from torchlipreg.model.held import put
 
+ROOM = 1 << 20  # numbers in containers and objects that are copied
+FEW = 500  # and as many tensors
+
 
 class PlainTensors:
     """The plain tensors in some attributes, lists and dicts.
@@ -27,13 +30,25 @@ class PlainTensors:
         """
         self._double = double
         self._found: list[tuple[Any, Any, Tensor]] = []
+        self._room = ROOM
         self.copies: list[Tensor] = []
 
-    def find(self, where: Any, held: list[tuple[Any, Any]]) -> None:
-        """Note the plain tensors among what is held somewhere by name or number, but for large ones."""
+    def find(self, where: Any, held: list[tuple[Any, Any]], *, of_module: bool) -> None:
+        """Note the plain tensors among what is held somewhere by name or number.
+
+        But for large ones, and for those in containers and objects for which there is no room.
+
+        Args:
+            where: Attributes, a list or a dict.
+            held: What it holds.
+            of_module: These are the attributes of a module.
+        """
         for name, value in held:
             if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
-                self._found.append((where, name, value))
+                if not of_module:
+                    self._room -= max(value.numel(), ROOM // FEW)
+                if self._room >= 0:
+                    self._found.append((where, name, value))
 
     def put_copies(self, first: int = 0) -> None:
         """Put copies in the place of all, or of those from the given one on."""
@@ -46,17 +61,19 @@ class PlainTensors:
 def copies_of(tensors: list[Tensor], *, double: bool) -> list[Tensor]:
     """Return copies, of float64 if so asked; of tensors that share memory, as views do, copies that share it."""
     memories = [_memory(t) for t in tensors]
-    count = Counter(memories)
+    count = Counter({id(t): memory for t, memory in zip(tensors, memories, strict=True)}.values())
     shared: dict[Any, Tensor] = {}
-    copies = []
+    copies: dict[int, Tensor] = {}  # one of a tensor that has several names
     for t, memory in zip(tensors, memories, strict=True):
+        if id(t) in copies:
+            continue
         if memory is None or count[memory] == 1:
-            copies.append(_copy(t, double=double))
+            copies[id(t)] = _copy(t, double=double)
             continue
         if memory not in shared:
             shared[memory] = _copy(_all_of_memory(t), double=double)
-        copies.append(shared[memory].as_strided(t.size(), t.stride(), t.storage_offset()))
-    return copies
+        copies[id(t)] = shared[memory].as_strided(t.size(), t.stride(), t.storage_offset())
+    return [copies[id(t)] for t in tensors]
 
 
 def _copy(t: Tensor, *, double: bool) -> Any:
