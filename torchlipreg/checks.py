@@ -214,12 +214,12 @@ def check_values(name: str, x: Tensor, bounds: tuple[float, float] | None) -> No
             f"Expected argument `{name}` to be finite, but it holds NaN or infinity: check the data loader."
         )
     if bounds is not None and len(x):
-        low, high = float(x.min()), float(x.max())
-        if low < bounds[0] or high > bounds[1]:
+        low, high = map(float, x.aminmax())
+        rounding = 8 * torch.finfo(x.dtype).eps * max(map(abs, (low, high, *bounds)))
+        if low < bounds[0] - rounding or high > bounds[1] + rounding:
             raise ValueError(
                 f"Expected the data to lie within `bounds` = {bounds}, but `{name}` spans [{low:g}, {high:g}]. Give "
-                "the range of the tensor that the model receives, or, if the loader normalises it, of the raw one, "
-                "with `normalization`=(mean, std)."
+                "the range of what the model receives, or, if the loader normalises, the raw one and `normalization`."
             )
 
 

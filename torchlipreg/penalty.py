@@ -308,7 +308,7 @@ class LipschitzPenalty:
         if call % self.settings.interval:
             self._state.calls += moves
             return torch.zeros((), device=x.device)
-        generator = self._state.generator(x.device, self.settings.seed)
+        generator = self._state.generator(x.device, self.settings.seed, call)
         looks = Looks(self.settings, self._state, self._inspector, self._watch)
         step = Step(self.settings, self.radius, self._state, self._reuse, looks, generator, moves)
         factor, interval = self.weight * self.settings.movement, self.settings.interval

@@ -215,3 +215,26 @@ def test_rows_that_the_batch_does_not_have_are_refused_in_the_first_call(rows, s
 def test_settings_that_do_not_go_together(settings, error, words):
     with pytest.raises(error, match=words):
         bare(**settings)
+
+
+def test_it_sees_the_model_as_the_loop_has_it_and_what_it_notes_stays():
+    class Chooses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.rows, self.modes = nn.Linear(6, 3), None, []
+
+        def forward(self, x):
+            return self.linear(x)
+
+        def choose(self, outputs, n):
+            self.modes.append(self.training)
+            self.rows = outputs.detach().abs().amax(1).topk(n).indices
+            return self.rows
+
+    net, x = Chooses(), torch.randn(8, 6)
+    penalty = bare("tv", 1.0, num_pairs=4, choose=net.choose)
+    for calls in range(1, 4):
+        out = net(x)
+        penalty(net, x, out)
+        assert net.modes == [True] * calls
+        assert len(net.rows) == 4

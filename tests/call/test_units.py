@@ -188,3 +188,26 @@ def test_the_normalisation_of_raw_images_costs_nothing(normalization):
     net, z = net_and_images(torch.float32)
     values = [LipschitzPenalty(normalization=n)(net, z).item() for n in (normalization, None, ([0.0] * 3, [1.0] * 3))]
     assert values[0] == values[1] == values[2] > 0
+
+
+COMMON = {
+    "MNIST": ((0.1307,), (0.3081,)),
+    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "CIFAR-10, the other": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("mean", "std"), COMMON.values(), ids=COMMON)
+def test_rounding_takes_no_data_out_of_their_bounds(mean, std, dtype):
+    raw = (torch.arange(256, dtype=dtype) / 255).view(4, 1, 8, 8).expand(4, len(mean), 8, 8)
+    mean_, std_ = (torch.tensor(v, dtype=dtype).view(1, -1, 1, 1) for v in (mean, std))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64 * len(mean), 5)).to(dtype)
+    settings = {"bounds": (0.0, 1.0), "normalization": (mean, std)}
+    penalty = LipschitzPenalty("tv", **settings)
+    z = (raw - mean_) / std_
+    assert penalty(net, z).isfinite()
+    assert lipschitz_lower_bound(net, z, radius=0.1, **settings) > 0
+    with pytest.raises(ValueError, match="within `bounds`"):
+        LipschitzPenalty("tv", **settings)(net, z + 1e-3)

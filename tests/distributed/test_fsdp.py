@@ -151,3 +151,44 @@ def test_a_model_s_parameters_are_looked_at_in_its_first_call_only(two):
 
 def test_what_cannot_work_says_so_at_once(two):
     two.run(refuse)
+
+
+class Block(nn.Module):
+    """Keeps an auxiliary loss, a state, and books."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.aux, self.log, self.calls = nn.Linear(4, 4), None, [], 0
+        self.previous = torch.zeros(4)
+
+    def forward(self, x, books=None):
+        y = self.linear(x).tanh() + self.previous
+        self.aux, self.calls, self.previous = y.square().mean(), self.calls + 1, y.detach().mean(0)
+        self.log.append(len(x))
+        if books is not None:
+            books["seen"] = books.get("seen", 0) + 1
+        return y
+
+
+def leave_nothing(rank):
+    torch.manual_seed(0)
+    net, x, collected = Block(), torch.randn(6, 4), []
+    twin = copy.deepcopy(net)
+    net.register_forward_hook(lambda *_: collected.append(1))
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    fsdp.fully_shard(net, mesh=mesh)
+    penalty, whole = build("tv"), build("tv")
+    for calls in range(1, 4):
+        out = net(x)
+        aux, previous, books = net.aux, net.previous, {"seen": 1}
+        value = penalty(net, x, out, model_kwargs={"books": books})
+        assert net.aux is aux
+        assert net.previous is previous
+        assert (net.calls, len(net.log), len(collected), books) == (calls, calls, calls, {"seen": 1})
+        twin(x)
+        torch.testing.assert_close(value, whole(twin, x, model_kwargs={"books": books}))
+        (value + net.aux).backward()
+
+
+def test_what_a_forward_leaves_behind_is_put_back(two):
+    two.run(leave_nothing)

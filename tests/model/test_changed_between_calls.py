@@ -2,7 +2,11 @@
 
 import contextlib
 import copy
+import functools
+import threading
+import types
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -126,6 +130,68 @@ class Routed(nn.Module):
 
     def forward(self, x):
         return self.body(x) + self.experts[int(x.mean() > 0)](x)
+
+
+class Locked(Holder):
+    def __init__(self, module):
+        super().__init__(module)
+        self.lock = threading.Lock()
+
+
+def closure_of(module):
+    return lambda x: module(x)
+
+
+UNSEEN = {  # where modules are not found, but met
+    "lambdas": lambda experts: [[lambda x, e=e: e(x) for e in experts]],
+    "closures": lambda experts: [[closure_of(e) for e in experts]],
+    "partials": lambda experts: [[functools.partial(e) for e in experts]],
+    "methods": lambda experts: [[e.forward for e in experts]],
+    "with a lock": Locked,
+    "a view": lambda experts: [types.MappingProxyType(dict(enumerate(experts)))],
+    "deep": lambda experts: [[[[[[[experts]]]]]]],
+}
+
+
+ALL = weakref.WeakKeyDictionary()  # out of a penalty's sight
+
+
+class Unseen(nn.Module):
+    def __init__(self, hold):
+        super().__init__()
+        self.body = nn.Linear(6, 3)
+        self.all = [nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)) for _ in range(2)]
+        self.held = hold(self.all)
+        ALL[self] = self.all
+        del self.all
+
+    def forward(self, x):
+        experts = self.held.module if isinstance(self.held, Holder) else self.held[-1]
+        while isinstance(experts, list) and len(experts) == 1:
+            experts = experts[0]
+        return self.body(x) + experts[int(x.mean() > 0)](x)
+
+
+@pytest.mark.parametrize("hold", UNSEEN.values(), ids=UNSEEN)
+def test_experts_that_cannot_be_found_are_frozen_when_they_run(hold):
+    torch.manual_seed(0)
+    net, x, penalty = Unseen(hold), torch.randn(32, 6), penalty_of("tv", radius=0.01)
+    experts = ALL[net]
+    for i, batch in enumerate((x - 2, x + 2, x + 3)):
+        out = net(batch)
+        before, random = [traces(expert) for expert in experts], torch.get_rng_state()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="BatchNorm1d in train mode: its statistics are held")
+            value = penalty(net, batch, out)
+        assert all(map(same, before, map(traces, experts)))
+        assert torch.equal(random, torch.get_rng_state())
+        chosen, modes = experts[int(i > 0)], [expert.training for expert in experts]
+        chosen.eval()
+        u, v = penalty.pairs
+        with torch.no_grad():
+            moved = (net.body(v) + chosen(v) - net.body(u) - chosen(u)).norm(dim=1)
+        [expert.train(mode) for expert, mode in zip(experts, modes, strict=True)]
+        torch.testing.assert_close(value.detach(), (moved / (v - u).norm(dim=1)).square().mean(), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("trained", [True, False])

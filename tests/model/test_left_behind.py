@@ -92,11 +92,11 @@ def test_nested_containers_are_noted_once_and_not_without_end():
         node.extend(neighbours[(i * k) % 300] for k in (3, 7, 11, 13, 17))
     net, kept = Table(neighbours), Kept()
     kept.note(net)
-    assert len(kept._containers) <= 300 + 10  # each once, of 300 · 5³ ways to come to one
+    assert len(kept.containers) <= 300 + 10  # each once, of 300 · 5³ ways to come to one
     rows = [[0] * 1000 for _ in range(1000)]
     kept = Kept()
     kept.note(Table(rows))
-    assert sum(len(before) for _, before in kept._containers) < 20_000
+    assert sum(len(before) for _, before in kept.containers) < 20_000
     penalty_of("tv")(net, torch.randn(8, 6))
     assert net.seen == {"a": ([], []), "b": {"size": 3}}
 

@@ -331,7 +331,7 @@ def test_what_other_threads_write_is_not_taken_back(make, place):
         thread.join()
     kept = Kept()
     kept.note(net)
-    assert all(values is not vars(shared) for values, _ in [*kept._own, *kept._attributes])
+    assert all(values is not vars(shared) for values, _ in [*kept.of_modules, *kept.of_objects])
 
 
 def test_modules_of_an_object_with_a_lock_are_frozen_all_the_same():
@@ -359,7 +359,7 @@ def test_objects_with_many_attributes_are_known_by_their_number():
     net.index = index
     kept = Kept()
     kept.note(net)
-    assert len(kept._containers) == 1
+    assert len(kept.containers) == 1
     index.new = 1
     assert kept.differs()
     kept.put_back()
@@ -494,6 +494,67 @@ def test_what_is_registered_in_a_forward_is_taken_away(method):
     assert not net.counts.any()
     assert all(row is None for row in net.ring)
     assert dict.items(net.raw) == {"a": 1}.items()
+
+
+class Length(list):
+    def __len__(self):
+        raise RuntimeError("not here")
+
+
+class Kinds(nn.Module):
+    """Collects in kinds of containers of its own, and forgets a name."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+        self.user, self.long = collections.UserList([1]), collections.deque(range(MANY + 1))
+        self.memory, self.length = Memory(), Length([1])
+        self.set = set(range(1_000))
+        [self.set.discard(i) for i in range(990)]
+
+    def forward(self, x):
+        self.user.append(1)
+        self.long.append(1)
+        self.memory.rows += 1
+        list.append(self.length, 2)
+        return self.linear(x)
+
+
+class Memory(torch.utils.data.Dataset):
+    rows = 0
+
+
+def test_containers_of_other_kinds_are_put_back():
+    net, x, penalty = Kinds(), torch.randn(8, 6), penalty_of("tv")
+    for _ in range(2):
+        penalty(net, x)
+    assert (len(net.user), len(net.long), net.memory.rows, list.copy(net.length)) == (1, MANY + 1, 0, [1])
+    kept = Kept()
+    kept.note(net)
+    assert not kept.differs()
+
+
+def test_a_name_of_a_closure_that_a_forward_deletes_comes_back():
+    net, note = nn.Linear(6, 3), "here"
+
+    def forward(z):
+        nonlocal note
+        note = len(z)
+        del note
+        return net(z)
+
+    penalty = penalty_of("tv")
+    for _ in range(2):
+        penalty(forward, torch.randn(8, 6))
+    assert note == "here"
+
+
+def test_arrays_of_a_whole_data_set_are_not_copied():
+    net = nn.Linear(6, 3)
+    net.images = [np.zeros((16, 16, 3)) for _ in range(2_000)]
+    kept = Kept()
+    kept.note(net)
+    assert sum(array.size for array, _ in kept.arrays) <= 1 << 20
 
 
 def test_a_tensor_of_two_names_stays_one():

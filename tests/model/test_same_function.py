@@ -226,6 +226,18 @@ def test_a_model_is_looked_at_once():
     assert counts == [8, 3, 3]
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_last_call_is_repeated_with_its_random_numbers(method):
+    """As a closure of L-BFGS or SAM evaluates it again."""
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 3)
+    net, x = lambda z: linear(z + 0.3 * torch.randn_like(z)).tanh(), torch.randn(16, 6)
+    penalty = penalty_of(method, stochastic="same")
+    for _ in range(3):
+        value = penalty(net, x)
+        torch.testing.assert_close(penalty(net, x, update=False), value)
+
+
 def test_another_model_in_the_same_lambda_is_looked_at_too():
     penalty, x = penalty_of("tv"), torch.randn(8, 6)
     call = {"lambda": lambda net: lambda z: net(z), "partial": lambda net: functools.partial(run, net=net)}

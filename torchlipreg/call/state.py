@@ -112,15 +112,15 @@ class PenaltyState:
             self.warned.add(key or message)
             warn_user(message)
 
-    def generator(self, device: torch.device, seed: int) -> torch.Generator:
-        """Return the penalty's own generator, whose numbers depend on the seed, the rank and the count of calls alone.
+    def generator(self, device: torch.device, seed: int, call: int) -> torch.Generator:
+        """Return the penalty's own generator, whose numbers depend on the seed, the rank and the call's number alone.
 
         So a resumed run draws what the uninterrupted one would have, also where only rank 0 could save its state, and
         a call that fails or keeps nothing leaves no trace.
         """
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device)
-        number = seed + RANK_STRIDE * rank() + CALL_STRIDE * self.calls
+        number = seed + RANK_STRIDE * rank() + CALL_STRIDE * call
         return self._generator.manual_seed(number % 2**63)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -74,19 +74,19 @@ class Step:
         region = Region(self.settings, self._resolution(model, seen, points))
         is_first = self.state.floor is None
         method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region, is_first=is_first)
-        with self._fixed(model, rest, x.shape[0], seen, eager=region.resolution.limit) as f:
+        fixed = self._fixed(model, rest, x.shape[0], seen, eager=region.resolution.limit)
+        if not self.update and (last := self.state.on(points.device)) is not None:
+            with fixed as f:
+                return self._as_before(f, region, last, points, side)
+        loop = self._looked_at(x, outputs, side, region)
+        batch = method.batch(points, side, outputs, self.rng)  # the user's `choose` sees the model as the loop has it
+        with fixed as f:
             q = self._quotient(f, region)
-            again = None if self.update else self.state.on(points.device)
-            if again is not None:
-                return self._as_before(q, f, region, again, points, side)
-            loop = self._looked_at(x, outputs, side, region)
-            batch = method.batch(points, side, outputs, self.rng)
             rule, objective = climbing(region, q, batch.x)
             carried = method.start(batch, self.state, rule, self.rng)
             q.f = f.given(carried.side)
             q.fx = self._at_anchor(f, region, carried, batch, loop, seen.moves)
-            if self.update:
-                carried = self._ascend(rule, objective, region, batch, carried)
+            carried = self._ascend(f, q, rule, objective, batch, carried) if self.update else carried
             quotients = q(carried.pairs, batch.valid)
             if self.update:
                 self.looks(model, f, q, carried, batch.valid, quotients, whole=seen.whole)
@@ -156,14 +156,12 @@ class Step:
         )
         return resolution._replace(radius=resolution.floor)
 
-    def _as_before(
-        self, q: PairQuotient, f: FixedFunction, region: Region, previous: Carried, points: Tensor, side: SideRows
-    ) -> Tensor:
+    def _as_before(self, f: FixedFunction, region: Region, previous: Carried, points: Tensor, side: SideRows) -> Tensor:
         """Return the value at the last call's pairs, of those that count."""
         valid = None if self.state.valid is None else self.state.valid.to(points.device)
-        fx = self._follow(f, previous, points, side)
-        q.f = f.given(previous.side)
-        q.fx = self._at(q.f, previous.pairs.x, fx) if region.shares_fx else None
+        fx, f = self._follow(f, previous, points, side), f.given(previous.side)
+        q = self._quotient(f, region)
+        q.fx = self._at(f, previous.pairs.x, fx) if region.shares_fx else None
         return self._reduce(q(previous.pairs, valid), valid)
 
     def _looked_at(self, x: Tensor, outputs: Any, side: SideRows, region: Region) -> LoopOutputs | None:
@@ -198,17 +196,17 @@ class Step:
                 fx = f(x)
         return fx.detach() if target else fx
 
-    def _ascend(self, rule: Rule, objective: Objective, region: Region, batch: Batch, carried: Carried) -> Carried:
-        pairs, memory = ascend(
-            carried.pairs,
-            carried.memory,
-            rule,
-            objective,
-            steps=self.settings.ascent_steps,
-            anchored=region.x_stays,
-            project=partial(region.project, centre=batch.x),
+    def _ascend(
+        self, f: FixedFunction, q: PairQuotient, rule: Rule, objective: Objective, batch: Batch, carried: Carried
+    ) -> Carried:
+        region = Region(self.settings, q.resolution)
+        steps, project = self.settings.ascent_steps, partial(region.project, centre=batch.x)
+        moved = ascend(
+            carried.pairs, carried.memory, rule, objective, steps=steps, anchored=region.x_stays, project=project
         )
-        return Carried(pairs, memory, carried.side)
+        if f.met_inexact and region.shares_fx:  # then q.fx may be the loop's
+            q.fx = self._at(f.given(carried.side), carried.pairs.x, None)
+        return Carried(*moved, carried.side)
 
     def _follow(self, f: FixedFunction, carried: Carried, points: Tensor, side: SideRows) -> Tensor | None:
         """Let train-mode BatchNorm take its statistics over data points, as many as there are pairs; return f there."""

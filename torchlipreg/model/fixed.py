@@ -52,7 +52,7 @@ def fixed_function(
         noise_seed: Seed of the random numbers that each forward draws, the same for all; None if it draws none.
         apart: Points that are to meet the same random numbers have to be seen in forwards of their own.
         double: Compute in float64, without gradients to the parameters, of which it makes copies.
-        meet: Take in modules that run but were not found, in each forward. A penalty has met them in its first look.
+        meet: Take in modules that run but were not found, also where these can hardly be, or the model is compiled.
 
     Raises:
         TypeError: If the model is not callable, or scripted.
@@ -89,11 +89,15 @@ def fixed_function(
         stack.enter_context(float32_products.held())
         if eager:
             stack.enter_context(forward_mode_kernels.held())
-        stack.enter_context(state.applied())
-        if meet or not isinstance(core, nn.Module):
+        hides = stack.enter_context(state.applied())
+        if meet or not isinstance(core, nn.Module) or (hides and not any(map(_is_compiled, modules))):
             stack.enter_context(state.meeting())
         dtype = torch.float64 if double else parameter_dtype(modules)
         yield FixedFunction(core, output, dtype, state, units, kwargs or {}, batch_size, noise_seed, apart=apart)
+
+
+def _is_compiled(m: nn.Module) -> bool:
+    return compiled_module(m) is not None or getattr(m, "_compiled_call_impl", None) is not None
 
 
 def _refuse(kind: type) -> None:

@@ -16,7 +16,7 @@ from torchlipreg.model.buffers import PrivateBuffers, once, widen
 from torchlipreg.model.following import Following
 from torchlipreg.model.kept import Kept
 from torchlipreg.model.modules import REFUSED, AsFound, as_found, compiled_module, hide, is_wrapper, submodules, unwrap
-from torchlipreg.model.parallelism import is_sharded
+from torchlipreg.model.parallelism import is_sharded, is_wrapped_by_fsdp1
 from torchlipreg.model.plain_tensors import PlainTensors
 from torchlipreg.model.recomputation import checkpointed, recomputes
 
@@ -33,6 +33,7 @@ class FrozenState:
         modules: Those that are frozen; others are taken in when they run.
         found: The model outside.
         is_sharded: FSDP shards the model.
+        met_inexact: A module that was not found has run, with which the loop's outputs are not those of f.
         norms: BatchNorm whose statistics follow a batch, and norms that give reason for caution.
         carries: Each forward starts from the frozen values, because one leaves something for the next.
     """
@@ -60,7 +61,9 @@ class FrozenState:
         self._given = [value for value in given if not isinstance(value, (Tensor, nn.Module))]
         self._core, self.modules, self.eager, self.carries, self._double = core, modules, eager, carries, double
         self.found: AsFound = as_found(modules)
+        self.met_inexact = False
         self.is_sharded = is_sharded(modules)
+        self._is_fsdp1 = self.is_sharded and is_wrapped_by_fsdp1(modules)
         self._known: set[nn.Module] = set(modules)
         self._kept = Kept()
         self._start: Kept | None = None
@@ -73,10 +76,10 @@ class FrozenState:
         self.norms = Following(self.buffers, modules, sharded=self.is_sharded)
 
     @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Put the frozen values in place, and the modules' own ones back on leaving."""
+    def applied(self) -> Iterator[bool]:
+        """Put the frozen values in place, and the modules' own ones back; say whether there may be other modules."""
         outside = self._kept, self._start
-        self._kept, self._plain = Kept(FLAGS if self.is_sharded else None), PlainTensors(double=self._double)
+        self._kept, self._plain = self._notes(), PlainTensors(double=self._double)
         try:
             self._note_outside(self._kept)
             self._find_plain()
@@ -87,7 +90,7 @@ class FrozenState:
             self.norms.refold_all()
             if self.carries:
                 self.note_start()
-            yield
+            yield self._kept.hides
         finally:
             try:
                 self._kept.put_back()
@@ -115,9 +118,10 @@ class FrozenState:
 
     def _meet(self, m: nn.Module, args: Any) -> None:
         if m not in self._known and threading.get_ident() == self._thread:
-            known = len(self._plain.copies)
+            known, was_inexact = len(self._plain.copies), self.found.inexact
             self._take_in(m)
             self._plain.put_copies(known)
+            self.met_inexact = self.met_inexact or self.found.inexact > was_inexact
 
     def _take_in_hidden(self) -> None:
         """Take in modules in lists, dicts and objects of the frozen ones: they may be newer than the first look."""
@@ -167,7 +171,7 @@ class FrozenState:
 
     def note_start(self) -> None:
         """Note what a forward is to start from, for ``renew`` and ``left_something``."""
-        self._start = Kept(FLAGS if self.is_sharded else None)
+        self._start = self._notes()
         self._note_outside(self._start)
         for m in self.modules:
             self._start.note(m)
@@ -176,9 +180,11 @@ class FrozenState:
         """Note what the model reaches beside its modules: as a function, by hooks, in what it is given."""
         kept.note_function(self._core)
         kept.note_global_hooks()
-        if not self.is_sharded:
-            for value in self._given:
-                kept.note_value(value)
+        for value in () if self._is_fsdp1 else self._given:
+            kept.note_value(value)
+
+    def _notes(self) -> Kept:
+        return Kept(FLAGS if self._is_fsdp1 else None, sharded=self.is_sharded)
 
     def _freeze(self, m: nn.Module) -> None:
         self._kept.note(m)

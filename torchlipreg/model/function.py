@@ -55,6 +55,11 @@ class FixedFunction:
         """The model outside of the context."""
         return self._state.found
 
+    @property
+    def met_inexact(self) -> bool:
+        """Whether a module that nobody knew has run, in whose stead the loop ran one with Dropout or the like."""
+        return self._state.met_inexact
+
     def given(self, side: SideRows) -> FixedFunction:
         """Return the same function with these side inputs, whose rows belong to those of its input."""
         if not side:

@@ -14,14 +14,17 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 CONTAINERS = (list, dict, set, deque)
 HOLDING = (*CONTAINERS, tuple)
 KINDS = (list, OrderedDict, dict, set, deque, tuple)
-ROOTS = (nn.Module, Tensor, type)
-# Whose classes, and what derives from them, keep books of their own, or are no objects of somebody's.
-LIBRARIES = frozenset("torch accelerate deepspeed lightning lightning_fabric pytorch_lightning torchlipreg".split())
-BUILT_IN = frozenset("builtins collections functools weakref enum contextvars logging".split())
+ROOTS = (nn.Module, Tensor, type, Optimizer)
+# Whose classes keep books of their own, or are no objects of somebody's.
+ELSEWHERE = frozenset(
+    "torch accelerate deepspeed lightning lightning_fabric pytorch_lightning torchlipreg "
+    "builtins functools weakref enum contextvars logging".split()
+)
 # Who makes threads and what they share: an object that is or holds one of these may be written by another thread.
 THREADS = frozenset("_thread threading _queue queue multiprocessing concurrent asyncio".split())
 
@@ -74,8 +77,7 @@ def _is_of_threads(value: Any) -> bool:
 
 def _slots_of(kind: type) -> list[tuple[int, str]] | None:
     """Return where in its line of bases a class has which slots; None for one whose objects are not put back."""
-    packages = {_package(k) for k in kind.__mro__}
-    if _package(kind) in BUILT_IN or packages & (LIBRARIES | THREADS) or issubclass(kind, ROOTS):
+    if _package(kind) in ELSEWHERE or issubclass(kind, ROOTS) or not THREADS.isdisjoint(map(_package, kind.__mro__)):
         return None
     slots: dict[str, int] = {}
     for i, base in enumerate(kind.__mro__):
@@ -160,6 +162,8 @@ def unchanged(value: Any, before: Any) -> bool:
         return bool(kind.__len__(value) == before)
     if kind.__len__(value) != len(before):
         return False
+    if kind is set:  # which may come in another order
+        return bool(set.__eq__(value, before))
     if issubclass(kind, dict) and not all(map(operator.is_, kind.values(value), before.values())):
         return False
     return all(map(operator.is_, kind.__iter__(value), before))
@@ -174,6 +178,9 @@ def refill(value: Any, before: Any) -> None:
         elif issubclass(kind, dict):
             for name in list(kind.keys(value))[before:]:
                 kind.__delitem__(value, name)
+        elif kind is deque:
+            while deque.__len__(value) > before:
+                deque.pop(value)
     elif kind is list:
         list.__setitem__(value, slice(None), before)
     else:

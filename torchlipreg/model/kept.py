@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -18,20 +18,20 @@ from torchlipreg.model.held import (
     attributes_of,
     is_array,
     is_shared,
+    kind_of,
     plain_copy,
-    refill,
-    restore,
-    same,
-    unchanged,
 )
+from torchlipreg.model.records import Records
 from torchlipreg.model.search import uses
 
 MANY = 10_000  # from there on a container, or an object's attributes, are known by their number alone
 LONG = 1_000  # from there on what is inside of them is not noted
 NESTED = 3  # containers and objects inside of one another that are noted, too
 MOST = 2_000  # things of one attribute that are noted: a graph's table of neighbours is not what a forward writes
+ROOM = 1 << 20  # numbers in numpy's arrays that are copied
 FEW = 100  # things in a list, a dict or an object among which plain tensors are looked for
 OWN = list(nn.Module().__dict__)  # which nearly all modules have first
+INERT = (Tensor, type, torch.Generator, ModuleType, BuiltinFunctionType)  # in which no module can be
 SIMPLE = frozenset((int, float, bool, str, bytes, type(None), torch.dtype, torch.device))  # cannot be written
 PRIVATE = ("torch.", "accelerate.", "deepspeed.", "torchlipreg.")  # whose hooks keep state of their own
 GLOBAL_HOOKS = tuple(
@@ -39,7 +39,7 @@ GLOBAL_HOOKS = tuple(
 )
 
 
-class Kept:
+class Kept(Records):
     """Notes of what there is on some modules.
 
     Put back are a module's attributes, parameters and submodules by their identity; what the lists, dicts, sets and
@@ -51,34 +51,33 @@ class Kept:
     Attributes:
         places: Attributes, small lists and dicts in which plain tensors may be, each with what it holds.
         hidden: Modules that were found in attributes, containers and objects.
+        hides: There is something in which modules may be that are not found: closures, partials, deep nests.
     """
 
-    def __init__(self, only: frozenset[str] | None = None) -> None:
+    def __init__(self, only: frozenset[str] | None = None, *, sharded: bool = False) -> None:
         """Begin without notes.
 
         Args:
-            only: The attributes to put back, where others are changed by those who have the right to (FSDP).
+            only: The attributes to put back, where others are changed by those who have the right to (FSDP1).
+            sharded: Leave parameters, submodules and buffers to FSDP.
         """
-        self._only = only
-        self._own: list[tuple[dict[str, Any], dict[str, Any]]] = []  # attributes of modules
-        self._attributes: list[tuple[Attributes, dict[str, Any]]] = []  # of objects
-        self._registered: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._empty: list[dict[str, Any]] = []
-        self._arrays: list[tuple[Any, Any]] = []
-        self._containers: list[tuple[Any, Any]] = []
+        super().__init__(only)
+        self._sharded = sharded
         self._noted: set[int] = set()  # identities of these
+        self._room = ROOM
         self._count = 0  # of things in the value that is being noted
-        self._cells: list[tuple[Any, Any]] = []
+        self.cells: list[tuple[Any, Any]] = []
         self.places: list[tuple[Any, list[tuple[Any, Any]]]] = []
         self.hidden: list[nn.Module] = []
+        self.hides = False
 
     def note(self, m: nn.Module) -> None:
         """Note what there is on a module."""
         values = m.__dict__
         if self._only is None:
-            self._own.append((values, values.copy()))
+            self.of_modules.append((values, values.copy()))
         else:
-            self._own.append((values, {name: values[name] for name in self._only if name in values}))
+            self.of_modules.append((values, {name: values[name] for name in self._only if name in values}))
         names = [*values]
         names = names[len(OWN) :] if names[: len(OWN)] == OWN else [name for name in names if name not in OWN]
         held = _of_interest([values[name] for name in names])
@@ -86,11 +85,12 @@ class Kept:
             self.places.append((values, [(name, values[name]) for name in names]))
         if self._only is not None:
             return
-        for registered in (values["_parameters"], values["_modules"], values["_buffers"]):
+        registries = () if self._sharded else (values["_parameters"], values["_modules"], values["_buffers"])
+        for registered in registries:
             if registered:
-                self._registered.append((registered, registered.copy()))
+                self.registries.append((registered, registered.copy()))
             else:
-                self._empty.append(registered)
+                self.empty.append(registered)
         for value in held:
             self.note_value(value)
         if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
@@ -117,35 +117,43 @@ class Kept:
         if depth == NESTED:
             self._count = 0
         elif self._count > MOST:
+            self.hides = True
             return
+        found = attributes_of(value) if kind not in HOLDING else []
         if issubclass(kind, HOLDING):
             self._noted.add(id(value))
             self._note_container(value, depth)
         elif is_array(value):
-            self._arrays.append((value, value.copy()))
-        if kind not in HOLDING and (found := attributes_of(value)):
+            if value.size <= self._room:
+                self._room -= value.size
+                self.arrays.append((value, value.copy()))
+        elif not found:
+            self.hides = self.hides or not (issubclass(kind, INERT) or (kind is FunctionType and _is_open(value)))
+        if found:
             self._noted.add(id(value))
             if any(len(of) < MANY and is_shared(list(of.values())) for of in found):  # another thread may write there
+                self.hides = True
                 self.hidden += [held for of in found for held in of.values() if issubclass(type(held), nn.Module)]
                 return
             for attributes in found:
                 self._note_attributes(attributes, depth)
 
     def _note_container(self, value: Any, depth: int) -> None:
-        if len(value) > MANY and not issubclass(type(value), tuple):
-            self._containers.append((value, len(value)))
+        kind = kind_of(value)
+        if (length := kind.__len__(value)) > MANY and kind is not tuple:
+            self.containers.append((value, length))
             return
         inside = plain_copy(value)  # of which another thread does not take away while we walk
-        if not issubclass(type(value), tuple):
-            self._containers.append((value, inside))
+        if kind is not tuple:
+            self.containers.append((value, inside))
         self._note_inside(value, inside, depth)
 
     def _note_attributes(self, attributes: Attributes, depth: int) -> None:
         if len(attributes) > MANY:
-            self._containers.append((attributes, len(attributes)))
+            self.containers.append((attributes, len(attributes)))
             return
         before = dict(attributes)
-        self._attributes.append((attributes, before))
+        self.of_objects.append((attributes, before))
         self._note_inside(attributes, before, depth)
 
     def _note_inside(self, where: Any, inside: Any, depth: int) -> None:
@@ -154,7 +162,10 @@ class Kept:
         held = [] if len(inside) > LONG else _of_interest(inside.values() if isinstance(inside, dict) else inside)
         if len(inside) <= FEW and not isinstance(inside, (tuple, set, deque)) and Tensor in map(type, held):
             self.places.append((where, list(inside.items() if isinstance(inside, dict) else enumerate(inside))))
-        for value in held if depth else ():
+        if not depth:
+            self.hides = self.hides or bool(held)
+            return
+        for value in held if type(where) is not dict else [*held, *_of_interest(inside)]:
             self.note_value(value, depth - 1)
 
     def note_function(self, hook: Callable[..., Any]) -> None:
@@ -174,46 +185,17 @@ class Kept:
     def _note_function(self, function: FunctionType) -> None:
         for cell in function.__closure__ or ():
             try:
-                self._cells.append((cell, cell.cell_contents))
+                self.cells.append((cell, cell.cell_contents))
             except ValueError:  # not bound yet
                 continue
         for value in uses(function):
             if issubclass(type(value), CONTAINERS):
                 self.note_value(value)
 
-    def differs(self) -> bool:
-        """Say whether anything is not as it was noted."""
-        return (
-            any(not same(values, before) for values, before in [*self._own, *self._attributes, *self._registered])
-            or any(cell.cell_contents is not before for cell, before in self._cells)
-            or any(self._empty)
-            or any(not unchanged(value, before) for value, before in self._containers)
-            or any(value.tobytes() != before.tobytes() for value, before in self._arrays)
-        )
 
-    def put_back(self) -> None:
-        """Put everything back; may be called again after it was interrupted."""
-        for values, before in self._own:
-            restore(values, before, self._only)
-        for attributes, before in self._attributes:
-            if not same(attributes, before):
-                restore(attributes, before)
-        for cell, before in self._cells:
-            cell.cell_contents = before
-        self.put_back_containers()
-
-    def put_back_containers(self) -> None:
-        """Put back what lists, dicts, sets and arrays held, a module's parameters and submodules among them."""
-        for registered, own in self._registered:
-            restore(registered, own)
-        for registered in self._empty:
-            registered.clear()
-        for value, before in self._containers:
-            if not unchanged(value, before):
-                refill(value, before)
-        for value, before in self._arrays:
-            if value.tobytes() != before.tobytes():
-                value[...] = before
+def _is_open(function: FunctionType) -> bool:
+    """Say whether a function holds nothing but its globals."""
+    return function.__closure__ is None and function.__defaults__ is None and function.__kwdefaults__ is None
 
 
 def _of_interest(values: Iterable[Any]) -> list[Any]:

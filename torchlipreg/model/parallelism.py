@@ -107,6 +107,11 @@ def is_sharded(modules: Collection[nn.Module]) -> bool:
     return any(map(_is_fsdp1, modules)) or any(map(_shards, {*map(type, modules)}))
 
 
+def is_wrapped_by_fsdp1(modules: Collection[nn.Module]) -> bool:
+    """Say whether it is FSDP1 that shards, which keeps its own state and tensors among the modules' attributes."""
+    return any(map(_is_fsdp1, modules))
+
+
 def _is_fsdp1(m: nn.Module) -> bool:
     return "_sync_gradients" in m.__dict__
 

@@ -12,7 +12,7 @@ import torch
 from torchlipreg.model.switches import checkpoint_hook_outside
 
 
-def recomputing_under(state: Callable[[], AbstractContextManager[None]]) -> Callable[[Any], Any]:
+def recomputing_under(state: Callable[[], AbstractContextManager[Any]]) -> Callable[[Any], Any]:
     """Return a checkpoint hook that recomputes in a state of the model, given as a context."""
     # A non-reentrant checkpoint runs its forward again during backward, when the modules are back in train mode:
     # its recomputation is wrapped so that it sees the frozen state again.
