@@ -149,6 +149,7 @@ UNSEEN = {  # where modules are not found, but met
     "methods": lambda experts: [[e.forward for e in experts]],
     "with a lock": Locked,
     "a view": lambda experts: [types.MappingProxyType(dict(enumerate(experts)))],
+    "among many": lambda experts: [[*experts, *range(2_000)]],
     "deep": lambda experts: [[[[[[[experts]]]]]]],
 }
 

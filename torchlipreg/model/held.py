@@ -27,7 +27,6 @@ ELSEWHERE = frozenset(
 )
 # Who makes threads and what they share: an object that is or holds one of these may be written by another thread.
 THREADS = frozenset("_thread threading _queue queue multiprocessing concurrent asyncio".split())
-
 ARRAY = 1 << 16  # numbers, up to which an array is copied
 
 Attributes = MutableMapping[str, Any]

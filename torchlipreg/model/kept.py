@@ -66,7 +66,6 @@ class Kept(Records):
         self._noted: set[int] = set()  # identities of these
         self._room = ROOM
         self._count = 0  # of things in the value that is being noted
-        self.cells: list[tuple[Any, Any]] = []
         self.places: list[tuple[Any, list[tuple[Any, Any]]]] = []
         self.hidden: list[nn.Module] = []
         self.hides = False
@@ -142,6 +141,7 @@ class Kept(Records):
         kind = kind_of(value)
         if (length := kind.__len__(value)) > MANY and kind is not tuple:
             self.containers.append((value, length))
+            self.hides = True
             return
         inside = plain_copy(value)  # of which another thread does not take away while we walk
         if kind is not tuple:
@@ -159,7 +159,10 @@ class Kept(Records):
     def _note_inside(self, where: Any, inside: Any, depth: int) -> None:
         """Note what things are in a container, or in attributes, of which a copy is at hand."""
         self._count += len(inside)
-        held = [] if len(inside) > LONG else _of_interest(inside.values() if isinstance(inside, dict) else inside)
+        if len(inside) > LONG:
+            self.hides = True
+            return
+        held = _of_interest(inside.values() if isinstance(inside, dict) else inside)
         if len(inside) <= FEW and not isinstance(inside, (tuple, set, deque)) and Tensor in map(type, held):
             self.places.append((where, list(inside.items() if isinstance(inside, dict) else enumerate(inside))))
         if not depth:
