@@ -18,6 +18,7 @@ from torch.func import functional_call
 from zoo import METHODS, penalty_of, same, traces
 
 from torchlipreg import lipschitz_lower_bound
+from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.kept import MANY, Kept
 
 
@@ -575,12 +576,13 @@ def test_a_tensor_of_two_names_stays_one():
 
 
 def test_tensors_of_a_whole_data_set_are_not_copied_in_each_call():
-    net, x, copied = nn.Sequential(nn.Linear(6, 3)), torch.randn(8, 6), []
+    net, x = nn.Sequential(nn.Linear(6, 3), nn.Identity()), torch.randn(8, 6)
     net.examples = [[{"image": torch.zeros(3, 64, 64)} for _ in range(20)] for _ in range(20)]
-    from torchlipreg.model.fixed import fixed_function
-
+    net[1].own = own = torch.zeros(3)  # for which there is room all the same
     with fixed_function(net) as f:
         copied = [t.numel() for t in f.private_tensors()]
+        assert net[1].own is not own
+    assert net[1].own is own
     assert 0 < sum(copied) <= 1 << 20
     penalty_of("tv")(net, x)
 

@@ -27,6 +27,7 @@ ELSEWHERE = frozenset(
 )
 # Who makes threads and what they share: an object that is or holds one of these may be written by another thread.
 THREADS = frozenset("_thread threading _queue queue multiprocessing concurrent asyncio".split())
+ROOM = 1 << 20  # numbers that are copied of arrays, and of tensors in containers and objects
 ARRAY = 1 << 16  # numbers, up to which an array is copied
 
 Attributes = MutableMapping[str, Any]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchlipreg.model.held import (
     CONTAINERS,
     HOLDING,
+    ROOM,
     Attributes,
     attributes_of,
     is_array,
@@ -28,7 +29,6 @@ MANY = 10_000  # from there on a container, or an object's attributes, are known
 LONG = 1_000  # from there on what is inside of them is not noted
 NESTED = 3  # containers and objects inside of one another that are noted, too
 MOST = 2_000  # things of one attribute that are noted: a graph's table of neighbours is not what a forward writes
-ROOM = 1 << 20  # numbers in numpy's arrays that are copied
 FEW = 100  # things in a list, a dict or an object among which plain tensors are looked for
 OWN = list(nn.Module().__dict__)  # which nearly all modules have first
 INERT = (Tensor, type, torch.Generator, ModuleType, BuiltinFunctionType)  # in which no module can be

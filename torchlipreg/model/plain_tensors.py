@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from torchlipreg.model.buffers import LARGE, widened
-from torchlipreg.model.held import put
+from torchlipreg.model.held import ROOM, put
 
-ROOM = 1 << 20  # numbers in containers and objects that are copied
-FEW = 500  # and as many tensors
+LEAST = ROOM // 500  # as which a smaller tensor counts
 
 
 class PlainTensors:
@@ -46,8 +45,8 @@ class PlainTensors:
         for name, value in held:
             if type(value) is Tensor and not value.requires_grad and value.numel() < LARGE:
                 if not of_module:
-                    self._room -= max(value.numel(), ROOM // FEW)
-                if self._room >= 0:
+                    self._room -= max(value.numel(), LEAST)
+                if of_module or self._room >= 0:
                     self._found.append((where, name, value))
 
     def put_copies(self, first: int = 0) -> None:
