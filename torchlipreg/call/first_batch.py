@@ -47,7 +47,7 @@ def first_look(
         check_first_batch(settings, radius, points)
     except ValueError as e:
         error = e
-    scale = largest_or_raise(row_norm(points, settings.input_norm).sum() / max(1, len(points)), error)
+    scale = largest_or_raise(_mean_norm(settings, points), error)
     floor = distance_floor(dtype, scale)
     if settings.one_sided and Resolution(radius, floor).limit:
         raise ValueError(
@@ -80,13 +80,17 @@ def look_at_precision(
         points: Shape (N, *), in raw units.
         warn: Told if ε lies between.
     """
-    needed = distance_floor(dtype, float(row_norm(points, settings.input_norm).sum()) / max(1, len(points)))
+    needed = distance_floor(dtype, float(_mean_norm(settings, points)))
     if needed > ANOTHER * floor and (radius is None or floor <= radius < needed):
         warn(
             f"This model computes in {dtype}, which resolves distances from {needed:.2g} on, and this penalty met "
             f"another first, or resumed from another, which resolves {floor:.2g}: quotients of closer pairs are "
             "rounding errors. Give models of another precision a penalty of their own."
         )
+
+
+def _mean_norm(settings: Settings, points: Tensor) -> Tensor:
+    return row_norm(points, settings.input_norm).sum() / max(1, len(points))
 
 
 def points_needed(radius: float | None) -> int:

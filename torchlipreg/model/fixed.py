@@ -12,7 +12,7 @@ from torch import nn
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.modules import REFUSED, all_modules, compiled_module, parameter_dtype, unwrap
+from torchlipreg.model.modules import REFUSED, all_modules, compiled_module, parameter_dtype, runs_compiled, unwrap
 from torchlipreg.model.parallelism import check_forward_mode
 from torchlipreg.model.recomputation import recomputing_under
 from torchlipreg.model.switches import checkpoint_hook, float32_products, forward_mode_kernels, one_path_of_attention
@@ -90,14 +90,10 @@ def fixed_function(
         if eager:
             stack.enter_context(forward_mode_kernels.held())
         hides = stack.enter_context(state.applied())
-        if meet or not isinstance(core, nn.Module) or (hides and not any(map(_is_compiled, modules))):
+        if meet or not isinstance(core, nn.Module) or (hides and not any(map(runs_compiled, modules))):
             stack.enter_context(state.meeting())
         dtype = torch.float64 if double else parameter_dtype(modules)
         yield FixedFunction(core, output, dtype, state, units, kwargs or {}, batch_size, noise_seed, apart=apart)
-
-
-def _is_compiled(m: nn.Module) -> bool:
-    return compiled_module(m) is not None or getattr(m, "_compiled_call_impl", None) is not None
 
 
 def _refuse(kind: type) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState, registered
-from torchlipreg.model.modules import AsFound, compiled_module
+from torchlipreg.model.modules import AsFound, compiled_module, runs_compiled
 from torchlipreg.model.side import SideRows, fit_rows
 from torchlipreg.model.switches import checkpoint_hook, force_eager
 from torchlipreg.outputs import select
@@ -47,8 +47,7 @@ class FixedFunction:
         self._units, self._kwargs, self._batch_size = units, kwargs, batch_size
         self._side: SideRows = {}
         self.per_position = False
-        in_place = getattr(core, "_compiled_call_impl", None)  # by m.compile()
-        self._is_compiled = compiled_module(core) is not None or in_place is not None
+        self._is_compiled = runs_compiled(core)
 
     @property
     def found(self) -> AsFound:

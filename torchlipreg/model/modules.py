@@ -83,6 +83,11 @@ def compiled_module(model: Callable[..., Any]) -> nn.Module | None:
     return model._modules["_orig_mod"] if isinstance(model, nn.Module) and "_orig_mod" in model._modules else None
 
 
+def runs_compiled(model: Callable[..., Any]) -> bool:
+    """Say whether a model is in the wrapper of ``torch.compile``, or was compiled in place by ``m.compile()``."""
+    return compiled_module(model) is not None or getattr(model, "_compiled_call_impl", None) is not None
+
+
 def all_modules(*callables: Callable[..., Any]) -> list[nn.Module]:
     """Return each module that a model, or several callables, are or use, submodules included, once."""
     found: dict[nn.Module, None] = {}
