@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.call.climbing import climbing
+from torchlipreg.call.climbing import Climb, climbing
 from torchlipreg.call.first_batch import first_look, look_at_precision
 from torchlipreg.call.looks import Looks
 from torchlipreg.call.methods import Batch, LocalPairs, PersistentPairs, finite_copy
@@ -19,7 +19,6 @@ from torchlipreg.call.reduction import by_row, reduce
 from torchlipreg.call.region import Region
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
-from torchlipreg.geometry.ascent import Objective, Rule, ascend
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
@@ -82,11 +81,11 @@ class Step:
         batch = method.batch(points, side, outputs, self.rng)  # the user's `choose` sees the model as the loop has it
         with fixed as f:
             q = self._quotient(f, region)
-            rule, objective = climbing(region, q, batch.x)
-            carried = method.start(batch, self.state, rule, self.rng)
+            climb = climbing(region, q, batch.x)
+            carried = method.start(batch, self.state, climb.rule, self.rng)
             q.f = f.given(carried.side)
             q.fx = self._at_anchor(f, region, carried, batch, loop, seen.moves)
-            carried = self._ascend(f, q, rule, objective, batch, carried) if self.update else carried
+            carried = self._ascend(climb, f, q, carried) if self.update else carried
             quotients = q(carried.pairs, batch.valid)
             if self.update:
                 self.looks(model, f, q, carried, batch.valid, quotients, whole=seen.whole)
@@ -196,17 +195,11 @@ class Step:
                 fx = f(x)
         return fx.detach() if target else fx
 
-    def _ascend(
-        self, f: FixedFunction, q: PairQuotient, rule: Rule, objective: Objective, batch: Batch, carried: Carried
-    ) -> Carried:
-        region = Region(self.settings, q.resolution)
-        steps, project = self.settings.ascent_steps, partial(region.project, centre=batch.x)
-        moved = ascend(
-            carried.pairs, carried.memory, rule, objective, steps=steps, anchored=region.x_stays, project=project
-        )
-        if f.met_inexact and region.shares_fx:  # then q.fx may be the loop's
+    def _ascend(self, climb: Climb, f: FixedFunction, q: PairQuotient, carried: Carried) -> Carried:
+        carried = climb(carried)
+        if f.met_inexact and climb.region.shares_fx:  # then q.fx may be the loop's
             q.fx = self._at(f.given(carried.side), carried.pairs.x, None)
-        return Carried(*moved, carried.side)
+        return carried
 
     def _follow(self, f: FixedFunction, carried: Carried, points: Tensor, side: SideRows) -> Tensor | None:
         """Let train-mode BatchNorm take its statistics over data points, as many as there are pairs; return f there."""
