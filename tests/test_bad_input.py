@@ -336,7 +336,7 @@ def test_coincident_points_and_constant_networks(method, exponent, radius, shift
 
 
 def test_a_forgotten_model_is_named():
-    with pytest.raises(TypeError, match=r"`model`.*the order is"):
+    with pytest.raises(TypeError, match=r"`model`.*The order is"):
         LipschitzPenalty()(torch.rand(4, 3), torch.rand(4, 2))
 
 
@@ -358,3 +358,36 @@ def test_an_unknown_attribute_is_refused():
 def test_scale_has_to_be_a_positive_number(bad):
     with pytest.raises((ValueError, TypeError), match="`scale`"):
         LipschitzPenalty(scale=bad)
+
+
+class NobodyMakes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.layer(x) * self.gain
+
+
+class MakesInTrain(NobodyMakes):
+    def train(self, mode=True):
+        if not mode:
+            self.gain = 1.0
+        return super().train(mode)
+
+
+def test_an_attribute_that_a_train_of_its_own_makes():
+    with pytest.raises(ValueError, match="What a train"):
+        penalty_of("tv")(MakesInTrain(), torch.rand(5, 4))
+
+
+def test_an_attribute_that_nobody_makes_is_the_models_own_error():
+    with pytest.raises(AttributeError, match="gain"):
+        penalty_of("tv")(NobodyMakes(), torch.rand(5, 4))
+
+
+@pytest.mark.parametrize(("bad", "got"), [({1: 2}, "a key of int"), ([torch.zeros(100)], "but got list")])
+def test_model_kwargs_are_not_printed(bad, got):
+    with pytest.raises(TypeError, match=got) as error:
+        penalty_of("tv")(mlp(), torch.rand(5, 4), model_kwargs=bad)
+    assert len(str(error.value)) < 150

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from zoo import Seen
 
-from torchlipreg import LipschitzPenalty, gradient_ratio, lipschitz_lower_bound, operator_norm
+from torchlipreg import LipschitzPenalty, difference_quotient, gradient_ratio, lipschitz_lower_bound, operator_norm
+from torchlipreg.outputs import per_position
 
 NORMS = [1, 2, math.inf]
 TRACTABLE = [(p, q) for p in NORMS for q in NORMS if p == 1 or q == math.inf or p == q == 2]
@@ -300,3 +301,53 @@ def test_the_ratio_of_a_compiled_model_names_the_way_out():
     out = net(x)
     with pytest.raises(RuntimeError, match="module that was compiled"):
         gradient_ratio(out.square().sum(), penalty(net, x, out), net.parameters())
+
+
+@pytest.mark.parametrize("radius", [None, 0.1, 0.0])
+def test_outputs_that_count_one_by_one(radius):
+    """Of a map that repeats its input each position moves as far as the input, whatever the number of positions."""
+    torch.manual_seed(0)
+    x = torch.rand(8, 1, 4, 4)
+    found = lipschitz_lower_bound(
+        lambda z: z * 1.0, x, radius=radius, input_norm=math.inf, output_norm=2, output=per_position
+    )
+    assert found == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda z: torch.sin(50 * z.float()),  # float64 goes in, less comes out
+        lambda z: torch.sin(50 * _float32_only(z)),
+    ],
+    ids=["narrows", "refuses float64"],
+)
+def test_the_derivative_is_one_at_less_precision_too(f):
+    """As it was, the difference over a distance of one was returned."""
+    x = torch.linspace(0.1, 0.4, 7).view(-1, 1)
+    truth = (50 * torch.cos(50 * x.double())).abs().max().item()
+    assert truth * 0.999 <= lipschitz_lower_bound(f, x, radius=0.0) <= truth * (1 + 1e-6)
+
+
+def _float32_only(z):
+    if z.dtype == torch.float64:
+        raise TypeError("float32 alone")
+    return z
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda f, x: difference_quotient(f, x, x + 1),
+        operator_norm,
+    ],
+)
+def test_a_function_is_named_as_the_measure_names_it(measure):
+    with pytest.raises(TypeError, match="argument `f` to be callable, but got int"):
+        measure(3, torch.rand(2, 3))
+
+
+def test_a_loader_of_dicts_is_told_how_to_pick():
+    batches = [{"x": torch.rand(2, 3)}]
+    with pytest.raises(TypeError, match=r'a batch of type dict. Pick the tensor: \(batch\["x"\] for batch in loader\)'):
+        lipschitz_lower_bound(nn.Linear(3, 2), batches)

@@ -1,4 +1,4 @@
-"""Checks of the user's input: each names the argument, what was expected, what came, and the way out."""
+"""Checks of arguments: each names the argument, what was expected, what came, and the way out."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
-import torch
 from torch import Tensor
 
 from torchlipreg.geometry.norms import NORMS
-from torchlipreg.geometry.units import Units, as_plain
+from torchlipreg.geometry.units import Units
 
 P = ParamSpec("P")
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]  # mean and standard deviation, perhaps of each
@@ -78,8 +77,20 @@ def check_flag(name: str, value: Any) -> None:
 
 def check_mapping(name: str, value: Any) -> None:
     """Raise TypeError unless ``value`` is a mapping from strings or None."""
-    if value is not None and not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
-        raise TypeError(f"Expected argument `{name}` to be a dict from names to values, or None, but got {value!r}.")
+    if value is None:
+        return
+    strange = [key for key in value if not isinstance(key, str)] if isinstance(value, Mapping) else [value]
+    if strange:
+        raise TypeError(
+            f"Expected argument `{name}` to be a dict from names to values, or None, but got "
+            f"{'a key of ' if isinstance(value, Mapping) else ''}{type(strange[0]).__name__}."
+        )
+
+
+def check_callable(name: str, value: Any, *, hint: str = "") -> None:
+    """Raise TypeError unless ``value`` is callable."""
+    if not callable(value):
+        raise TypeError(f"Expected argument `{name}` to be callable, but got {type(value).__name__}.{hint}")
 
 
 def check_function(name: str, value: Any) -> None:
@@ -96,7 +107,7 @@ def check_normalization(normalization: Any) -> Units | None:
         mean, std = (_numbers(values) for values in normalization)
     except (TypeError, ValueError):
         raise TypeError(
-            "Expected argument `normalization` to be (mean, std), numbers or one of each per channel, but got "
+            "Expected argument `normalization` to be (mean, std), each a number or one number per channel, but got "
             f"{normalization!r}."
         ) from None
     if len(mean) == 1 or len(std) == 1:  # a number for all channels beside one for each
@@ -120,26 +131,6 @@ def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def check_channels(name: str, x: Tensor, units: Units) -> None:
-    """Raise ValueError unless ``x`` has a channel (axis 1) for each mean of the normalisation."""
-    count = len(units.mean)
-    if count > 1 and (x.dim() < 2 or x.shape[1] != count):
-        raise ValueError(
-            f"Expected argument `{name}` to have {count} channels on axis 1, as many as `normalization` has means, "
-            f"but got shape {tuple(x.shape)}."
-        )
-
-
-def in_raw_units(x: Tensor, units: Units | None, name: str = "x") -> Tensor:
-    """Return a batch in raw units, its channels checked, without a graph."""
-    x = (x.clone() if x.is_inference() else x).detach()
-    x = as_plain(x)
-    if units is None:
-        return x
-    check_channels(name, x, units)
-    return units.raw(x)
-
-
 def check_bounds(bounds: Any, units: Units | None = None) -> tuple[float, float] | None:
     """Return ``bounds`` as two floats (lo < hi) or None; raise otherwise, or if they look like normalised units."""
     if bounds is None:
@@ -156,86 +147,6 @@ def check_bounds(bounds: Any, units: Units | None = None) -> tuple[float, float]
             "normalised images: with `normalization`, radius, bounds and norms are told in raw units."
         )
     return low, high
-
-
-def check_points(name: str, x: Any, *, may_be_empty: bool = False) -> None:
-    """Raise unless ``x`` is a real floating tensor of shape (N, *) with N ≥ 1. Reads no values: no GPU sync."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(x).__name__}.")
-    if type(x).__name__ == "DTensor":  # by name: the import would cost a second, and moved between versions
-        raise TypeError(
-            f"Expected argument `{name}` to be a plain tensor, this rank's part of the batch, but got a DTensor: the "
-            "penalty supports data parallelism (DDP, FSDP2), not tensor parallelism."
-        )
-    if not x.is_floating_point():
-        raise TypeError(
-            f"Expected argument `{name}` to be a floating tensor, but got {x.dtype}. A difference quotient needs a "
-            "continuous input: for tokens or categories pass their embeddings, with the part of the model above "
-            f"them as `model`; convert images with `{name}.float()`."
-        )
-    if x.layout != torch.strided or x.is_meta:
-        got = "one on the device meta" if x.is_meta else f"one of layout {x.layout}: pass `{name}.to_dense()`"
-        raise TypeError(f"Expected argument `{name}` to be a dense tensor with values, but got {got}.")
-    if x.dim() == 0 or (x.numel() == 0 and not (may_be_empty and x.shape[1:].numel())):
-        raise ValueError(
-            f"Expected argument `{name}` to have shape (N, *) with at least one row, but got {tuple(x.shape)}."
-        )
-
-
-def check_rows(name: str, x: Tensor, shape: torch.Size) -> None:
-    """Raise ValueError unless the rows of ``x`` have the shape of the stored pairs' rows."""
-    if x.shape[1:] != shape:
-        raise ValueError(
-            f"Expected argument `{name}` to fit the stored pairs, rows of shape {tuple(shape)}, but got "
-            f"{tuple(x.shape)}. Use one LipschitzPenalty for each kind of input."
-        )
-
-
-def check_row_numbers(rows: Any, count: int, *, reads: bool) -> Tensor:
-    """Return what ``choose`` returned; raise unless it is row numbers (of ``count`` rows, if it ``reads``)."""
-    if not isinstance(rows, Tensor) or rows.dtype != torch.int64 or rows.dim() != 1:
-        got = f"{rows.dtype} of shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-        raise TypeError(
-            f"Expected argument `choose` to return row numbers, an int64 tensor of shape (n,), but got {got}. For a "
-            "mask of rows return mask.nonzero().flatten()."
-        )
-    if reads and len(rows):
-        low, high = int(rows.min()), int(rows.max())
-        if low < -count or high >= count:
-            got = f"numbers from {low} to {high}"
-            raise ValueError(f"Expected argument `choose` to return rows of a batch of {count} rows, but got {got}.")
-    return rows
-
-
-def check_values(name: str, x: Tensor, bounds: tuple[float, float] | None) -> None:
-    """Raise if the batch has non-finite values or lies outside ``bounds``. Reads values: first call only."""
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError(
-            f"Expected argument `{name}` to be finite, but it holds NaN or infinity: check the data loader."
-        )
-    if bounds is not None and len(x):
-        low, high = map(float, x.aminmax())
-        rounding = 8 * torch.finfo(x.dtype).eps * max(map(abs, (low, high, *bounds)))
-        if low < bounds[0] - rounding or high > bounds[1] + rounding:
-            raise ValueError(
-                f"Expected the data to lie within `bounds` = {bounds}, but `{name}` spans [{low:g}, {high:g}]. Give "
-                "the range of what the model receives, or, if the loader normalises, the raw one and `normalization`."
-            )
-
-
-def check_output(y: Any, batch_size: int) -> Tensor:
-    """Return the model's output as a plain tensor; raise unless it is a floating tensor that keeps the batch axis."""
-    hint = "Name the tensor to penalise with `output=`, a function of the model's return value."
-    if not isinstance(y, Tensor):
-        raise TypeError(f"Expected the model's output to be a tensor, but got {type(y).__name__}. {hint}")
-    if not y.is_floating_point():
-        raise TypeError(f"Expected the model's output to be a floating tensor, but got {y.dtype}. {hint}")
-    if y.dim() == 0 or y.shape[0] != batch_size:
-        raise ValueError(
-            f"Expected the model's output to keep the batch axis of {batch_size} rows, but got shape "
-            f"{tuple(y.shape)}: return one output per row, not a loss or a mean. {hint}"
-        )
-    return as_plain(y)
 
 
 def check_state_keys(state: Any, keys: set[str], owner: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
@@ -16,15 +16,13 @@ from torch import Tensor
 from torchlipreg.checks import (
     Normalization,
     check_bounds,
+    check_callable,
     check_count,
     check_flag,
     check_function,
     check_norm,
     check_normalization,
     check_number,
-    check_points,
-    check_values,
-    in_raw_units,
 )
 from torchlipreg.geometry.ascent import ascend
 from torchlipreg.geometry.derivative import jacobian_norm
@@ -41,6 +39,7 @@ from torchlipreg.model.operations import Observer, observing
 from torchlipreg.model.seen import HIDDEN_INPUT
 from torchlipreg.notice import warn_user
 from torchlipreg.outputs import select
+from torchlipreg.tensor_checks import check_points, check_values, in_raw_units
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,6 +73,7 @@ def difference_quotient(
     References:
         Report, eq. (3).
     """
+    check_callable("f", f)
     check_norm("input_norm", input_norm)
     check_norm("output_norm", output_norm)
     check_points("x", x)
@@ -143,6 +143,7 @@ def operator_norm(
         Report, Property 5 and Remark 5. J. A. Tropp, *Topics in Sparse Approximation*, 2004, section 4.3 (which
         operator norms have closed forms, and which are NP-hard).
     """
+    check_callable("f", f)
     check_points("x", x)
     check_values("x", x, None)
     check_norm("input_norm", input_norm)
@@ -219,7 +220,9 @@ def lipschitz_lower_bound(
     seed = check_count("seed", seed, low=0)
     check_flag("progress", progress)
     if not any(hasattr(inputs, method) for method in ("__iter__", "__getitem__")):
-        raise TypeError(f"Expected argument `inputs` to be a tensor or an iterable of batches, but got {inputs!r}.")
+        raise TypeError(
+            f"Expected argument `inputs` to be a tensor or an iterable of batches, but got {type(inputs).__name__}."
+        )
     batches: Iterable[Tensor] = _batches(inputs, batch_size)
     if radius is None:
         batches = _joined(batches)
@@ -374,16 +377,19 @@ def _verified(pairs: PairSet, q: PairQuotient, fixed: Callable[..., AbstractCont
 
 
 def _less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
-    """Return the largest quotient less what rounding may add: of the derivative, in float64, next to nothing."""
-    q.f = f
+    """Return the largest quotient less what rounding may add to it, 0-dim."""
+    f = f.uncompiled()
+    q = replace(q, f=f)
     observer = Observer()
     with observing(f, observer):
-        at_x, at_x_prime = f.uncompiled()(pairs.x), f.uncompiled()(pairs.x_prime)
+        at_x = f(pairs.x)
+        at_x_prime = at_x if q.resolution.limit else f(pairs.x_prime)
     dtype = observer.dtype or at_x.dtype  # less precision inside, which a wider output hides
-    if q.resolution.limit and dtype == torch.float64:
-        return q(pairs).amax()
-    error = ROUNDING * torch.finfo(dtype).eps * (at_x.abs() + at_x_prime.abs())
-    return q.of(((at_x_prime - at_x).abs() - error).clamp_min(0), pairs).amax()
+    error = 0.0 if dtype == torch.float64 and q.resolution.limit else ROUNDING * torch.finfo(dtype).eps
+    if q.resolution.limit:  # no difference of rounded values: a derivative is off in proportion to itself
+        return q.of(q.difference(pairs) * (1 - error), pairs).amax()
+    difference = (at_x_prime - at_x).abs() - error * (at_x.abs() + at_x_prime.abs())
+    return q.of(difference.clamp_min(0), pairs).amax()
 
 
 def _look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: bool = False) -> None:
@@ -402,6 +408,11 @@ def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor
         check_points("inputs", inputs)
         inputs = torch.split(inputs, batch_size)
     for batch in inputs:
+        if isinstance(batch, Mapping):
+            raise TypeError(
+                "Expected argument `inputs` to give tensors, or tuples that begin with one, but got a batch of type "
+                f'{type(batch).__name__}. Pick the tensor: (batch["x"] for batch in loader).'
+            )
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
         check_points("inputs", x)
         yield x

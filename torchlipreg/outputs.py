@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchlipreg.checks import check_count, check_output
+from torchlipreg.checks import check_count
+from torchlipreg.tensor_checks import check_output
 
 
 def default_output(y: Any) -> Any:

@@ -15,20 +15,13 @@ from torchlipreg.call.settings import Ascent, Exponent, Method, Settings, Stocha
 from torchlipreg.call.state import PenaltyState
 from torchlipreg.call.step import Step
 from torchlipreg.call.watch import Watch, advice
-from torchlipreg.checks import (
-    Normalization,
-    check_flag,
-    check_mapping,
-    check_number,
-    check_points,
-    check_rows,
-    suggest_names,
-)
+from torchlipreg.checks import Normalization, check_flag, check_mapping, check_number, suggest_names
 from torchlipreg.distributed import world_size
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
 from torchlipreg.model.reuse import OutputReuse
+from torchlipreg.tensor_checks import check_points, check_rows
 
 
 class LipschitzPenalty:
@@ -72,8 +65,8 @@ class LipschitzPenalty:
         normalization: (mean, std) that the loop has applied to x, numbers or one of each per channel (axis 1). radius,
             bounds, noise, scale, norms and the estimate are then those of the raw inputs ``std · x + mean``, as in
             8/255 of a pixel in [0, 1]; so are steps.
-        num_pairs: max, sum: size of the pair set (of each rank), default 64. tv, ptv: points of each batch that are
-            used, default all.
+        num_pairs: ≥ 1. max, sum: size of the pair set (of each rank), default 64. tv, ptv: points of each batch that
+            are used, default all.
         choose: tv, ptv: which ``num_pairs`` points of a larger batch. A function of ``outputs``, as the model returned
             them, and ``num_pairs``, to int64 row numbers, shape (n,): :func:`torchlipreg.outputs.smallest_margins`, or
             one of your own. Each call then needs ``outputs``. Default: fresh random ones in each call.
@@ -87,7 +80,7 @@ class LipschitzPenalty:
             their neighbours' are pulled towards them. Two-sided, both ends are pulled together.
         bounds: (lo, hi) of the data in raw units: pairs stay inside (Assumption 3).
         noise: σ ≥ 0 of Gaussian noise on fresh pairs, in raw units (Remark 2); an anchored x gets none.
-        interval: Apply the penalty in every k-th call, times k; the calls between return zero.
+        interval: k ≥ 1: apply the penalty in every k-th call, times k; the calls between return zero.
         output: From the model's return value to the tensor to penalise. Default: a tensor, ``.logits``,
             ``["logits"]``, or the first element. :func:`torchlipreg.outputs.root_probabilities` suits classifiers,
             :func:`torchlipreg.outputs.per_position` dense outputs.
@@ -207,7 +200,7 @@ class LipschitzPenalty:
 
     @property
     def pairs(self) -> PairSet | None:
-        """The current pairs in the loop's units, ``.x`` and ``.x_prime`` of shape (num_pairs, *); None before."""
+        """The current pairs in the loop's units, ``.x`` and ``.x_prime`` of shape (num_pairs, *); None at first."""
         pairs, units = self._state.pairs, self.settings.units
         return pairs if pairs is None or units is None else pairs.map(units.normalized)
 
@@ -221,7 +214,7 @@ class LipschitzPenalty:
 
     @property
     def value(self) -> Tensor | None:
-        """What the last call returned that ran the model, 0-dim, detached; None before."""
+        """What the last call returned that ran the model, 0-dim, detached; None at first."""
         return self._value
 
     @property
@@ -231,7 +224,7 @@ class LipschitzPenalty:
 
     @property
     def share(self) -> float | None:
-        """‖∇ penalty‖ / ‖∇ task loss‖ when it was last looked at, None before.
+        """‖∇ penalty‖ / ‖∇ task loss‖ when it was last looked at; None before the first look.
 
         A stand-in, see :class:`torchlipreg.call.watch.Watch`; :func:`torchlipreg.gradient_ratio` measures it exactly.
         It needs the ``backward()`` of a loss that holds the penalty. Under FSDP nobody looks.
@@ -312,7 +305,8 @@ class LipschitzPenalty:
         looks = Looks(self.settings, self._state, self._inspector, self._watch)
         step = Step(self.settings, self.radius, self._state, self._reuse, looks, generator, moves)
         factor, interval = self.weight * self.settings.movement, self.settings.interval
-        penalty = factor * interval * step(model, x, outputs, model_kwargs)
+        outcome = step(model, x, outputs, model_kwargs)
+        penalty = factor * interval * outcome.value
         self._watch.follow(penalty, factor, interval)
         self._value = penalty.detach()
         if penalty.requires_grad and not self._was_added:
@@ -322,7 +316,9 @@ class LipschitzPenalty:
         self._warn_of_size()
         if moves and not penalty.requires_grad:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
-        step.finish()
+        if outcome.remember is not None:
+            outcome.remember()
+        self._state.estimate = outcome.estimate
         return penalty
 
     def _note_backward(self, gradient: Tensor) -> None:

@@ -26,7 +26,8 @@ def _check_penalty(penalty: Any, attribute: str) -> None:
     value = getattr(penalty, attribute, "nothing")
     if value is not None and not isinstance(value, numbers.Real):
         raise TypeError(
-            f"Expected argument `penalty` to be a penalty, with a number as its `{attribute}`, but got {penalty!r}."
+            f"Expected argument `penalty` to be a penalty, with a number as its `{attribute}`, but got "
+            f"{type(penalty).__name__}."
         )
 
 

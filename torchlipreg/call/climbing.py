@@ -3,70 +3,58 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 from torch import Tensor
 
 from torchlipreg.call.region import Region
 from torchlipreg.call.state import Carried
-from torchlipreg.geometry.ascent import Objective, Rule, ascend
+from torchlipreg.geometry.ascent import Rule, ascend
 from torchlipreg.geometry.quotient import PairQuotient
 from torchlipreg.geometry.rules import SGD, Adam, Nesterov, Power
 
 
-class Climb(NamedTuple):
-    """The ascent of one call.
-
-    Attributes:
-        region: Where pairs may go.
-        centre: The data points of a local method, shape (N, *).
-        rule: How to step.
-        objective: What each pair climbs.
-    """
-
-    region: Region
-    centre: Tensor
-    rule: Rule
-    objective: Objective
-
-    def __call__(self, carried: Carried) -> Carried:
-        """Return the pairs after ``ascent_steps`` steps uphill, each brought back into the region."""
-        pairs, memory = ascend(
-            carried.pairs,
-            carried.memory,
-            self.rule,
-            self.objective,
-            steps=self.region.settings.ascent_steps,
-            anchored=self.region.x_stays,
-            project=partial(self.region.project, centre=self.centre),
-        )
-        return Carried(pairs, memory, carried.side)
-
-
-def climbing(region: Region, q: PairQuotient, centre: Tensor) -> Climb:
-    """Return the ascent by the rule that the settings name.
-
-    Pairs climb q², or with power steps, which keep the distance, ‖f(x) − f(x′)‖.
+def ascent_rule(region: Region, centre: Tensor) -> Rule:
+    """Return the rule that the settings name.
 
     Args:
         region: Where pairs may go.
-        q: The quotient.
-        centre: Data points, shape (N, *), around which ptv's free pairs turn.
+        centre: Data points, shape (N, *), around which power steps turn ptv's free pairs.
     """
     settings = region.settings
     if settings.ascent == "power":
         around_data = region.projects and not region.x_stays
-        power = Power(
+        return Power(
             settings.input_norm,
             anchored=region.x_stays,
             centre=centre if around_data else None,
             radius=region.resolution.radius or 0.0,
         )
-        return Climb(region, centre, power, q.height)
     step_size = float(settings.step_size or 0.0)  # filled in by the settings for these
-    rules: dict[str | None, Rule] = {
-        "sgd": SGD(step_size, settings.momentum),
-        "nesterov": Nesterov(step_size),
-        "adam": Adam(step_size),
-    }
-    return Climb(region, centre, rules[settings.ascent], q.square)
+    if settings.ascent == "sgd":
+        return SGD(step_size, settings.momentum)
+    return Nesterov(step_size) if settings.ascent == "nesterov" else Adam(step_size)
+
+
+def climb(carried: Carried, q: PairQuotient, rule: Rule, region: Region, centre: Tensor) -> Carried:
+    """Return the pairs after ``ascent_steps`` steps up q²; power steps, which keep the distance, climb ‖f(x) − f(x′)‖.
+
+    Args:
+        carried: Pairs, shape (N, *), with the rule's memory.
+        q: The quotient.
+        rule: How to step.
+        region: Where pairs may go: each step is brought back into it.
+        centre: The data points of a local method, shape (N, *).
+
+    Returns:
+        The moved pairs, detached, with the rule's new memory.
+    """
+    moved = ascend(
+        carried.pairs,
+        carried.memory,
+        rule,
+        q.height if region.settings.ascent == "power" else q.square,
+        steps=region.settings.ascent_steps,
+        anchored=region.x_stays,
+        project=partial(region.project, centre=centre),
+    )
+    return Carried(*moved, carried.side)

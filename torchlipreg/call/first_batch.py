@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from torchlipreg.call.settings import Settings
-from torchlipreg.checks import check_values
 from torchlipreg.distributed import largest_or_raise
 from torchlipreg.geometry.norms import row_norm
 from torchlipreg.geometry.quotient import Resolution, distance_floor
+from torchlipreg.tensor_checks import check_values
 
-ANOTHER = 8  # times the floor, or more, is another precision, and less may be another batch
+ANOTHER = 8  # times the floor, or more: another precision; less is the scale of another batch
 
 
 def first_look(

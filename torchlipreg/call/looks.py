@@ -61,7 +61,7 @@ class Looks:
             quotients: Of the pairs, shape (N, *).
             whole: The model takes all rows of the batch, or none.
         """
-        for caution in f.cautions:
+        if (caution := f.caution) is not None:
             self.state.warn_once(caution)
         count = len(quotients) if whole else min(ROWS, len(quotients))
         if self.inspector.due():

@@ -1,12 +1,8 @@
-"""The two kinds of method: persistent pairs (Algorithm 1: max, sum) and local pairs (Algorithms 3, 4: ptv, tv).
-
-Both have the same three verbs: ``batch``, which points of the loop's batch are used; ``start``, the pairs before the
-ascent; ``remember``, what the state keeps of them after it.
-"""
+"""The two kinds of method: persistent pairs (Algorithm 1: max, sum) and local pairs (Algorithms 3, 4: ptv, tv)."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +10,10 @@ from torch import Tensor
 from torchlipreg.call.first_batch import check_first_batch, points_needed
 from torchlipreg.call.region import Region
 from torchlipreg.call.state import Carried, PenaltyState
-from torchlipreg.checks import check_row_numbers
 from torchlipreg.geometry.ascent import Rule
 from torchlipreg.geometry.pairs import all_finite, draw_rows
 from torchlipreg.model.side import SideRows, check_side, take_rows
+from torchlipreg.tensor_checks import check_row_numbers
 
 
 class Batch(NamedTuple):
@@ -36,6 +32,19 @@ class Batch(NamedTuple):
     finite: Tensor
     valid: Tensor | None = None
     rows: Tensor | None = None
+
+
+class PairMethod(Protocol):
+    """The three verbs that both kinds have."""
+
+    def batch(self, points: Tensor, side: SideRows, outputs: Any, rng: torch.Generator) -> Batch:
+        """Return which points of the loop's batch are used."""
+
+    def start(self, batch: Batch, state: PenaltyState, rule: Rule, rng: torch.Generator) -> Carried:
+        """Return the pairs before the ascent."""
+
+    def remember(self, state: PenaltyState, carried: Carried, batch: Batch, q: Tensor) -> None:
+        """Note in the state what is kept of the pairs after it."""
 
 
 class PersistentPairs:

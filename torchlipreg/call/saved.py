@@ -73,13 +73,14 @@ def from_dict(saved: dict[str, Any], identity: dict[str, Any]) -> PenaltyState:
     )
 
 
-NOTHING: dict[str, Any] = {"pairs": None, "ascent": {}, "side": {}, "stuck": None}
+def _nothing() -> dict[str, Any]:
+    return {"pairs": None, "ascent": {}, "side": {}, "stuck": None}
 
 
 def of_this_rank(state: PenaltyState) -> dict[str, Any]:
     """Return this rank's pairs and what belongs to them, on the CPU; nothing for local methods."""
     if state.stuck is None or state.pairs is None:
-        return NOTHING
+        return _nothing()
     return {
         "pairs": _copy(state.pairs),
         "ascent": {name: _copy(value) for name, value in state.memory.items()},
@@ -105,13 +106,13 @@ def _enough_for_all(ranks: list[dict[str, Any]], owner: list[int] | None) -> boo
 def _deal(ranks: list[dict[str, Any]], owner: list[int] | None) -> dict[str, Any]:
     """Return this rank's share of saved pairs: its own if the number of ranks is the same, else every W-th of all."""
     if owner is not None and owner[1] == world_size():
-        return ranks[0] if owner[0] == rank() else NOTHING
+        return ranks[0] if owner[0] == rank() else _nothing()
     if owner is None and len(ranks) == world_size():
         return ranks[rank()]
     ranks = [r for r in ranks if r["pairs"] is not None]
     share = slice(rank(), None, world_size())
     if not ranks or rank() >= sum(len(r["stuck"]) for r in ranks):
-        return NOTHING
+        return _nothing()
 
     def deal(tensors: list[Tensor]) -> Tensor:
         return torch.cat(tensors)[share].clone()

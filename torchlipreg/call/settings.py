@@ -19,9 +19,9 @@ from torchlipreg.checks import (
     check_norm,
     check_normalization,
     check_number,
-    in_raw_units,
 )
 from torchlipreg.geometry.units import RAW, Units
+from torchlipreg.tensor_checks import in_raw_units
 
 Method = Literal["max", "sum", "tv", "ptv"]
 Ascent = Literal["power", "sgd", "nesterov", "adam"]
@@ -84,9 +84,10 @@ class Settings:
         check_choice("ascent", self.ascent, ("power", *STEP_SIZES))
         if self.num_pairs is None and self.persistent:
             self._fill("num_pairs", NUM_PAIRS)
-        for name in ("num_pairs", "ascent_steps", "interval"):
-            if name != "num_pairs" or self.num_pairs is not None:
-                self._fill(name, check_count(name, getattr(self, name)))
+        if self.num_pairs is not None:
+            self._fill("num_pairs", check_count("num_pairs", self.num_pairs))
+        for name in ("ascent_steps", "interval"):
+            self._fill(name, check_count(name, getattr(self, name)))
         for name in ("choose", "output"):
             check_function(name, getattr(self, name))
         self._check_choose()
@@ -143,7 +144,10 @@ class Settings:
         if radius is None:
             if self.persistent:
                 return None
-            raise ValueError(f"Expected `radius` to be a number for method {self.method!r}, but got None.")
+            raise ValueError(
+                f"Expected argument `radius` to be a number with `method`={self.method!r}, but got None. Leave it out "
+                "for 8/255, or take method 'max' or 'sum' for pairs of different data points."
+            )
         number = check_number("radius", radius)
         if self.one_sided and number == 0:
             raise ValueError(
@@ -175,7 +179,10 @@ class Settings:
                 "Leave it out, or take method 'tv' or 'ptv'."
             )
         if self.num_pairs is None:
-            raise ValueError("Expected argument `num_pairs`, how many points to `choose` of each batch, but got None.")
+            raise ValueError(
+                "Expected argument `num_pairs`, how many points to `choose` of each batch, but got None. Give it, say "
+                "`num_pairs`=32."
+            )
 
     def _check_step_size(self) -> None:
         if self.ascent == "power":

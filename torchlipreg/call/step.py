@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchlipreg.call.climbing import Climb, climbing
+from torchlipreg.call.climbing import ascent_rule, climb
 from torchlipreg.call.first_batch import first_look, look_at_precision
 from torchlipreg.call.looks import Looks
-from torchlipreg.call.methods import Batch, LocalPairs, PersistentPairs, finite_copy
+from torchlipreg.call.methods import Batch, LocalPairs, PairMethod, PersistentPairs, finite_copy
 from torchlipreg.call.reduction import by_row, reduce
 from torchlipreg.call.region import Region
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
+from torchlipreg.geometry.derivative import Function
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
@@ -26,6 +27,21 @@ from torchlipreg.model.inspection import half
 from torchlipreg.model.reuse import LoopOutputs, OutputReuse
 from torchlipreg.model.seen import Seen
 from torchlipreg.model.side import SideRows, split_side, take_rows
+
+
+class Outcome(NamedTuple):
+    """What a call has come to.
+
+    Attributes:
+        value: reduceᵢ qᵢ^exponent over all ranks, 0-dim, with a gradient to the parameters.
+        estimate: The largest quotient, 0-dim.
+        remember: Notes moved pairs in the state: called last of all, so that a call that fails on its way has not been.
+            None where nothing has moved.
+    """
+
+    value: Tensor
+    estimate: Tensor
+    remember: Callable[[], None] | None = None
 
 
 @dataclass
@@ -37,12 +53,10 @@ class Step:
     Attributes:
         settings: Of the penalty.
         radius: ε as the user has it; None for pairs of different data points.
-        state: Of the penalty; changed after everything that may fail.
+        state: Of the penalty.
         reuse: Whether the loop's outputs may stand for f(x).
         looks: What it sees of the model beside its work.
         rng: The penalty's own generator.
-        remember: What ``finish`` has to do, once the call has moved pairs.
-        estimate: The largest quotient, once the call has been.
         update: Move the pairs; otherwise evaluate the last call's, or fresh ones that are not kept.
     """
 
@@ -53,11 +67,9 @@ class Step:
     looks: Looks
     rng: torch.Generator
     update: bool
-    remember: Callable[[], None] | None = field(default=None, init=False)
-    estimate: Tensor = field(init=False)
 
-    def __call__(self, model: Callable[..., Any], x: Tensor, outputs: Any, kwargs: Mapping[str, Any] | None) -> Tensor:
-        """Return reduceᵢ qᵢ^exponent over all ranks, 0-dim; the state changes with ``finish`` only.
+    def __call__(self, model: Callable[..., Any], x: Tensor, outputs: Any, kwargs: Mapping[str, Any] | None) -> Outcome:
+        """Draw pairs, move them and reduce their quotients; the state does not change yet.
 
         Args:
             model: The model being trained.
@@ -66,13 +78,12 @@ class Step:
             kwargs: What else the model takes by name, or None.
 
         Returns:
-            The value, with a gradient to the parameters.
+            The value and the estimate, and what is to be noted.
         """
         points, (side, rest) = self.settings.raw(x), split_side(kwargs, x.shape[0], self.state.names_of_rows)
         seen = self.looks.inspector.known(model) or self._inspect(model, points, side, rest)
-        region = Region(self.settings, self._resolution(model, seen, points))
-        is_first = self.state.floor is None
-        method = PersistentPairs(region) if self.settings.persistent else LocalPairs(region, is_first=is_first)
+        region = Region(self.settings, self._resolution(seen, points))
+        method = self._method(region)
         fixed = self._fixed(model, rest, x.shape[0], seen, eager=region.resolution.limit)
         if not self.update and (last := self.state.on(points.device)) is not None:
             with fixed as f:
@@ -80,25 +91,24 @@ class Step:
         loop = self._looked_at(x, outputs, side, region)
         batch = method.batch(points, side, outputs, self.rng)  # the user's `choose` sees the model as the loop has it
         with fixed as f:
-            q = self._quotient(f, region)
-            climb = climbing(region, q, batch.x)
-            carried = method.start(batch, self.state, climb.rule, self.rng)
-            q.f = f.given(carried.side)
-            q.fx = self._at_anchor(f, region, carried, batch, loop, seen.moves)
-            carried = self._ascend(climb, f, q, carried) if self.update else carried
+            rule = ascent_rule(region, batch.x)
+            carried = method.start(batch, self.state, rule, self.rng)
+            fx = self._at_anchor(f, region, carried, batch, loop, seen.moves)
+            q = self._quotient(f, region, carried, fx)
+            if self.update:
+                carried = climb(carried, q, rule, region, batch.x)
+                q = self._as_met(f, q, carried, region)
             quotients = q(carried.pairs, batch.valid)
             if self.update:
                 self.looks(model, f, q, carried, batch.valid, quotients, whole=seen.whole)
-        value = self._reduce(quotients, batch.valid)
-        if self.update:
-            self.remember = partial(method.remember, self.state, carried, batch, by_row(quotients.detach()))
-        return value
+        value, estimate = reduce(quotients, batch.valid, self.settings)
+        remember = partial(method.remember, self.state, carried, batch, by_row(quotients.detach()))
+        return Outcome(value, estimate, remember if self.update else None)
 
-    def finish(self) -> None:
-        """Note the outcome in the state: last of all, so that a call that fails on its way has not been."""
-        if self.remember is not None:
-            self.remember()
-        self.state.estimate = self.estimate
+    def _method(self, region: Region) -> PairMethod:
+        if self.settings.persistent:
+            return PersistentPairs(region)
+        return LocalPairs(region, is_first=self.state.floor is None)
 
     def _fixed(
         self, model: Callable[..., Any], rest: Mapping[str, Any], count: int, seen: Seen | None, *, eager: bool = False
@@ -131,10 +141,17 @@ class Step:
             look_at_precision(self.settings, self.radius, self.state.floor, seen.dtype, points, self.state.warn_once)
         return seen
 
-    def _quotient(self, f: FixedFunction, region: Region) -> PairQuotient:
-        return PairQuotient(f, self.settings.input_norm, self.settings.output_norm, region.resolution)
+    def _quotient(self, f: FixedFunction, region: Region, carried: Carried, fx: Tensor | None) -> PairQuotient:
+        norms = self.settings.input_norm, self.settings.output_norm
+        return PairQuotient(f.given(carried.side), *norms, region.resolution, fx)
 
-    def _resolution(self, model: Callable[[Tensor], Any], seen: Seen, points: Tensor) -> Resolution:
+    def _as_met(self, f: FixedFunction, q: PairQuotient, carried: Carried, region: Region) -> PairQuotient:
+        """Return the quotient with f(x) computed anew where a module has run whose like in the loop had Dropout on."""
+        if not (f.met_inexact and region.shares_fx):
+            return q
+        return replace(q, fx=self._at(q.f, carried.pairs.x, None))
+
+    def _resolution(self, seen: Seen, points: Tensor) -> Resolution:
         """Return ε and the floor, on which the first batch decides: its values are looked at, and may be refused."""
         error = None if seen.error is None else ValueError(seen.error)
         if self.state.floor is not None:
@@ -155,13 +172,15 @@ class Step:
         )
         return resolution._replace(radius=resolution.floor)
 
-    def _as_before(self, f: FixedFunction, region: Region, previous: Carried, points: Tensor, side: SideRows) -> Tensor:
-        """Return the value at the last call's pairs, of those that count."""
+    def _as_before(
+        self, f: FixedFunction, region: Region, previous: Carried, points: Tensor, side: SideRows
+    ) -> Outcome:
+        """Return the outcome at the last call's pairs, of those that count."""
         valid = None if self.state.valid is None else self.state.valid.to(points.device)
-        fx, f = self._follow(f, previous, points, side), f.given(previous.side)
-        q = self._quotient(f, region)
-        q.fx = self._at(f, previous.pairs.x, fx) if region.shares_fx else None
-        return self._reduce(q(previous.pairs, valid), valid)
+        fx = self._follow(f, previous, points, side)
+        fx = self._at(f.given(previous.side), previous.pairs.x, fx) if region.shares_fx else None
+        q = self._quotient(f, region, previous, fx)
+        return Outcome(*reduce(q(previous.pairs, valid), valid, self.settings))
 
     def _looked_at(self, x: Tensor, outputs: Any, side: SideRows, region: Region) -> LoopOutputs | None:
         """Return the loop's outputs, their shape checked, if this call looks at them."""
@@ -187,19 +206,13 @@ class Step:
             fx = fx if len(fx) else loop.y.new_zeros(len(batch.x), *loop.y.shape[1:])
         return self._at(f.given(carried.side), carried.pairs.x, fx)
 
-    def _at(self, f: FixedFunction, x: Tensor, fx: Tensor | None) -> Tensor:
+    def _at(self, f: Function, x: Tensor, fx: Tensor | None) -> Tensor:
         """Return f(x) at points that stay, by a forward unless it is known: a mere target has no gradient."""
         target = self.settings.one_sided
         if fx is None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not target):
                 fx = f(x)
         return fx.detach() if target else fx
-
-    def _ascend(self, climb: Climb, f: FixedFunction, q: PairQuotient, carried: Carried) -> Carried:
-        carried = climb(carried)
-        if f.met_inexact and climb.region.shares_fx:  # then q.fx may be the loop's
-            q.fx = self._at(f.given(carried.side), carried.pairs.x, None)
-        return carried
 
     def _follow(self, f: FixedFunction, carried: Carried, points: Tensor, side: SideRows) -> Tensor | None:
         """Let train-mode BatchNorm take its statistics over data points, as many as there are pairs; return f there."""
@@ -209,7 +222,3 @@ class Step:
         if self.settings.anchored or len(points) == 0:
             return f.given(carried.side).follow_statistics(carried.pairs.x)
         return f.given(take_rows(side, slice(count))).follow_statistics(finite_copy(points[:count]))
-
-    def _reduce(self, q: Tensor, valid: Tensor | None) -> Tensor:
-        value, self.estimate = reduce(q, valid, self.settings)
-        return value

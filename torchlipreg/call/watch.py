@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,17 +10,18 @@ import torch
 from torch import Tensor
 
 from torchlipreg.model.graph import nearest_weights
+from torchlipreg.model.hooks import set_aside
 from torchlipreg.model.later import Later
 
 LOOKS = 50  # that agree before a warning
-SETBACK = 5  # by so many fewer do they agree after one that does not, which may be noise of a small batch
+SETBACK = 5  # that one which disagrees takes back: it may be noise of a small batch
 EARLY, LATE = 8, 64  # calls from look to look: at first, and afterwards
 INERT = 1e-4  # a share under which the penalty does nothing
 BALANCE = 0.2  # a share with which the penalty holds back the task
 STRETCH = 2.0  # what the task still asks for where outputs are half of what it wants
 WEIGHTS = 2  # the matrices nearest to the output stand for all parameters
 ROWS = 32  # pairs stand for all
-ROUNDED = 1 / 16  # of a movement may be the machine's rounding of outputs: a few times that, deep down, is all of it
+ROUNDED = 1 / 16  # of a movement: if rounding the outputs alone makes up so much, rounding inside makes up all
 NO_TASK = 1e5  # a share beyond is rounding: there was no task in that backward
 
 
@@ -34,17 +34,15 @@ class Watch:
     call at first, and from the 400th on in every 64th, unless looks agree that something is wrong. On several
     processes the gradients are those of this process, before they are averaged.
 
-    The share alone tells what is inert. It cannot tell what is ruinous: where a training comes to rest the two
-    gradients cancel, and the share is about 1 whatever the weight. Ruinous is a penalty in that balance (a share over
-    .2) that leaves outputs under half of what the task wants: the derivative of the task's loss along a stretch of the
-    last weights, |⟨∇W, W⟩|, over the mean square of the outputs' distance from their mean, is more than 2. That is
-    2 (1/k − 1) for squared errors and outputs k times the right ones, in whatever units, and for the cross-entropy of
-    logits near a common value one over their distance.
-
-    Rounded is one that measures what the machine rounds of large outputs: see :func:`torchlipreg.call.looks.rounding`.
+    A penalty is *inert* if the share stays under 1e-4. It is *ruinous* if the share is over 0.2 and the task still
+    pulls the outputs apart: |⟨∇W, W⟩| / Var(outputs) > 2, where W is the last weight matrix and ∇ the gradient of the
+    task's loss. For a squared error whose outputs are k times the right ones this is 2 (1/k − 1): 2 means half the
+    right size; for the cross-entropy of nearly equal logits it is one over their distance. The share alone cannot tell:
+    where a training comes to rest the two gradients cancel, and it is about 1 whatever the weight. It is *rounded* if
+    it measures what the machine rounds of large outputs: see :func:`torchlipreg.call.looks.rounding`.
 
     Attributes:
-        share: The last that is known, None before.
+        share: The last that is known; None before the first.
     """
 
     def __init__(self) -> None:
@@ -73,7 +71,7 @@ class Watch:
         weights = nearest_weights(value, WEIGHTS)
         if weights:
             # retain_graph: statistics of BatchNorm that follow the batch share their graph with the training's.
-            with _without_hooks(weights):
+            with set_aside(weights):
                 gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
             known = [(w, _real(g)) for w, g in zip(weights, gradients, strict=True) if g is not None]
             if known:
@@ -167,19 +165,6 @@ def _hooked(register: Callable[..., Any], hook: Any) -> Any:
     hook = partial(hook)
     hook.__torch_unserializable__ = True  # a model that is saved meanwhile leaves it out
     return register(hook)
-
-
-@contextlib.contextmanager
-def _without_hooks(weights: list[Tensor]) -> Iterator[None]:
-    """Keep the user's hooks on parameters from a gradient that is none of the training's."""
-    hooks = [w._backward_hooks for w in weights]
-    try:
-        for w in weights:
-            w._backward_hooks = None
-        yield
-    finally:
-        for w, own in zip(weights, hooks, strict=True):
-            w._backward_hooks = own
 
 
 def _real(t: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torchlipreg.geometry.plain import PlainFormulas
 
 Function = Callable[[Tensor], Tensor]
 _ONE_AT_A_TIME = threading.RLock()  # torch's levels of forward mode are those of the process, not of a thread
-SETTLED = 32  # tolerances that JᵀJ v may be off σ² v
+SETTLED = 32  # a direction v has settled where ‖JᵀJ v − σ² v‖ is at most so many tolerances of σ²
 PullBack = Callable[..., tuple[Tensor, ...]]
 
 
@@ -121,7 +121,7 @@ def _largest_column(rows: Iterator[Tensor], output_norm: float) -> Tensor:
 
 @contextlib.contextmanager
 def forward_mode() -> Iterator[None]:
-    """Say what to do where a layer has no forward-mode derivative."""
+    """Let one thread at a time take derivatives in forward mode; say what to do where a layer has none."""
     with _ONE_AT_A_TIME, warnings.catch_warnings():
         # torch's own: jvp registers decompositions with the deprecated jit.script
         warnings.filterwarnings("ignore", message=".*torch.jit.script")
@@ -132,6 +132,6 @@ def forward_mode() -> Iterator[None]:
                 raise
             raise RuntimeError(
                 "The directional derivative (radius 0, or a radius under the dtype's floor) and the spectral norm "
-                f"need torch.func.jvp, which a layer of this model does not support: {error} Use a larger `radius`, "
-                "for which plain difference quotients are taken."
+                f"need torch.func.jvp, which a layer of this model does not support: {error} With a larger `radius` "
+                "plain difference quotients are taken; `operator_norm` takes other pairs of norms without it."
             ) from error

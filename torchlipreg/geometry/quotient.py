@@ -39,7 +39,7 @@ class Resolution(NamedTuple):
         return distance.clamp_min(self.collapse_distance or torch.finfo(distance.dtype).tiny)
 
 
-@dataclass
+@dataclass(frozen=True)
 class PairQuotient:
     """The quotient of each pair, with gradients to the pairs and to the parameters of f.
 

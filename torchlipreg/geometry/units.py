@@ -33,7 +33,7 @@ class Units(NamedTuple):
 
 
 def as_plain(x: Tensor) -> Tensor:
-    """Return a library's tensor with notes of its own, as of images, as a plain one: it would go into the state."""
+    """Return a tensor of a subclass, such as torchvision's ``Image``, as a plain one, which is what states hold."""
     computes_itself = type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__
     return x if type(x) is Tensor or computes_itself else x.as_subclass(Tensor)
 

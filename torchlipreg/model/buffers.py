@@ -9,9 +9,9 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-LARGE = 1 << 18  # numbers in a buffer, from which on a clone in each call would be felt
+LARGE = 1 << 18  # numbers in a buffer, from which on a clone in each call takes noticeable time
 FIRST, WRITTEN = -2, -1
-# Of large buffers: the version that was there at the last call, or that somebody writes them.
+# Of large buffers: the version at the last call, or WRITTEN where somebody writes them.
 _VERSIONS: WeakKeyDictionary[nn.Module, dict[str, int]] = WeakKeyDictionary()
 
 
@@ -59,7 +59,7 @@ class PrivateBuffers:
             return b.detach().clone()
         self._large.append((m, name))
         versions = _VERSIONS.setdefault(m, {})
-        before = versions.setdefault(name, b._version if name in versions else FIRST)
+        before = versions.setdefault(name, FIRST)
         if before not in (FIRST, b._version):
             versions[name] = WRITTEN
         return b if versions[name] == b._version else b.detach().clone()

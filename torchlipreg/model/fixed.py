@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchlipreg.checks import check_callable
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.function import FixedFunction
@@ -48,11 +49,12 @@ def fixed_function(
         units: The normalisation that the loop has applied to raw inputs: f then takes raw ones.
         kwargs: What else the model takes by name, the same for any part of the batch.
         batch_size: How many points the loop's batch has, for an error message.
-        carries: A forward may leave something for the next one: let each start from the same.
+        carries: Let each forward start from the same, because one leaves something that the next would read.
         noise_seed: Seed of the random numbers that each forward draws, the same for all; None if it draws none.
-        apart: Points that are to meet the same random numbers have to be seen in forwards of their own.
+        apart: x and x′ need forwards of their own, so that the same random numbers meet the same rows.
         double: Compute in float64, without gradients to the parameters, of which it makes copies.
-        meet: Take in modules that run but were not found, also where these can hardly be, or the model is compiled.
+        meet: Freeze unregistered modules when they first run, even where the search for them seems complete, or the
+            model is compiled.
 
     Raises:
         TypeError: If the model is not callable, or scripted.
@@ -62,10 +64,7 @@ def fixed_function(
         A function from inputs, shape (N, *), to outputs, shape (N, *), float32 or float64. It overwrites neither
         its argument (an in-place first layer gets a copy) nor a buffer.
     """
-    if not callable(model):
-        raise TypeError(
-            f"Expected argument `model` to be callable, got {type(model).__name__}: the order is (model, x, outputs)."
-        )
+    check_callable("model", model, hint=" The order is (model, x, outputs).")
     core = unwrap(model)
     if eager:
         core = compiled_module(core) or core
@@ -98,7 +97,10 @@ def fixed_function(
 
 def _refuse(kind: type) -> None:
     if issubclass(kind, torch.jit.ScriptModule):
-        raise TypeError("A scripted model cannot be held in a fixed state: pass the nn.Module, or use torch.compile.")
+        raise TypeError(
+            "Expected argument `model` to be an nn.Module or a function, but got a scripted one, whose flags cannot be "
+            "held: pass the module that it was made of, or use torch.compile."
+        )
     raise ValueError(
         f"Expected argument `model` to have all its parameters, but {kind.__name__} makes them in its first "
         "forward: call the model once before the penalty."

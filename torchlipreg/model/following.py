@@ -111,16 +111,15 @@ class Following:
         while self._handles:
             self._handles.pop().remove()
 
-    def cautions(self) -> list[str]:
-        """Return what the user should know about norms in train mode."""
-        found = []
-        if self._under_fsdp or self._held:
-            which = "BatchNorm in train mode under FSDP" if self._under_fsdp else f"{_names(self._held)} in train mode"
-            found.append(
-                f"{which}: its statistics are held constant, and the penalty may drive activations away from them. "
-                "Use DDP and torch's own BatchNorm, another norm, or this one in eval mode."
-            )
-        return found
+    def caution(self) -> str | None:
+        """Return what the user should know about norms in train mode, if anything."""
+        if not (self._under_fsdp or self._held):
+            return None
+        which = "BatchNorm in train mode under FSDP" if self._under_fsdp else f"{_names(self._held)} in train mode"
+        return (
+            f"{which}: its statistics are held constant, and the penalty may drive activations away from them. "
+            "Use DDP and torch's own BatchNorm, another norm, or this one in eval mode."
+        )
 
 
 class Folded:

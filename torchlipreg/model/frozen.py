@@ -10,17 +10,27 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from torchlipreg.model.buffers import PrivateBuffers, once, widen
 from torchlipreg.model.following import Following
+from torchlipreg.model.hooks import registered
 from torchlipreg.model.kept import Kept
-from torchlipreg.model.modules import REFUSED, AsFound, as_found, compiled_module, hide, is_wrapper, submodules, unwrap
+from torchlipreg.model.modules import (
+    REFUSED,
+    AsFound,
+    as_found,
+    compiled_module,
+    is_on_cudnn,
+    is_wrapper,
+    remember_unregistered,
+    submodules,
+    unwrap,
+)
 from torchlipreg.model.parallelism import is_sharded, is_wrapped_by_fsdp1
 from torchlipreg.model.plain_tensors import PlainTensors
 from torchlipreg.model.recomputation import checkpointed, recomputes
 
-FLAGS = frozenset(
+UNDER_FSDP1 = frozenset(  # what is put back there: everything else belongs to FSDP
     ("training", "dropout", "forward", "_compiled_call_impl", "attention_bias_cache", "_buffers", "_parameters")
 )
 RNNS = (nn.RNN, nn.LSTM, nn.GRU)  # not subclasses, which may read the flag for a dropout of their own
@@ -36,6 +46,7 @@ class FrozenState:
         met_inexact: A module that was not found has run, with which the loop's outputs are not those of f.
         norms: BatchNorm whose statistics follow a batch, and norms that give reason for caution.
         carries: Each forward starts from the frozen values, because one leaves something for the next.
+        per_position: The last output was one for each position.
     """
 
     def __init__(
@@ -61,7 +72,7 @@ class FrozenState:
         self._given = [value for value in given if not isinstance(value, (Tensor, nn.Module))]
         self._core, self.modules, self.eager, self.carries, self._double = core, modules, eager, carries, double
         self.found: AsFound = as_found(modules)
-        self.met_inexact = False
+        self.met_inexact = self.per_position = False
         self.is_sharded = is_sharded(modules)
         self._is_fsdp1 = self.is_sharded and is_wrapped_by_fsdp1(modules)
         self._known: set[nn.Module] = set(modules)
@@ -134,7 +145,7 @@ class FrozenState:
                     self._take_in(m)
 
     def _take_in(self, m: nn.Module) -> None:
-        hide(self._core, m)
+        remember_unregistered(self._core, m)
         for part in submodules(m):
             if part not in self._known:
                 self._known.add(part)
@@ -184,14 +195,14 @@ class FrozenState:
             kept.note_value(value)
 
     def _notes(self) -> Kept:
-        return Kept(FLAGS if self._is_fsdp1 else None, sharded=self.is_sharded)
+        return Kept(UNDER_FSDP1 if self._is_fsdp1 else None, sharded=self.is_sharded)
 
     def _freeze(self, m: nn.Module) -> None:
         self._kept.note(m)
         values = m.__dict__
         # The flag, not eval(): an overridden train() may edit weights, as LoRA's merge does. cuDNN's RNN backward needs
         # train mode, so its dropout goes instead.
-        needs_train_mode = type(m) in RNNS and _is_on_cudnn(m)
+        needs_train_mode = type(m) in RNNS and is_on_cudnn(m)
         if "training" in values:  # OptimizedModule has no flag of its own
             values["training"] = needs_train_mode
         if needs_train_mode:
@@ -212,23 +223,8 @@ class FrozenState:
         if self._double:
             widen(values)
 
-    def _find_plain(self, of_module: Any = None) -> None:
+    def _find_plain(self, own: dict[str, Any] | None = None) -> None:
+        """Take copies of plain tensors in the noted places; ``own`` are the attributes of a module."""
         while self._kept.places:
             where, held = self._kept.places.pop()
-            self._plain.find(where, held, of_module=where is of_module)
-
-
-def _is_on_cudnn(m: nn.Module) -> bool:
-    return any(p is not None and p.is_cuda for p in m._parameters.values())
-
-
-@contextlib.contextmanager
-def registered(register: Callable[..., RemovableHandle], hook: Callable[..., Any], **how: bool) -> Iterator[None]:
-    """Register a hook for the length of the context."""
-    handle = None
-    try:
-        handle = register(hook, **how)
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
+            self._plain.find(where, held, of_module=where is own)

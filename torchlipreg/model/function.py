@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from torchlipreg.geometry.units import Units
-from torchlipreg.model.frozen import FrozenState, registered
-from torchlipreg.model.modules import AsFound, compiled_module, runs_compiled
+from torchlipreg.model.frozen import FrozenState
+from torchlipreg.model.hooks import registered
+from torchlipreg.model.modules import AsFound, compiled_module, has_own_mode, runs_compiled
 from torchlipreg.model.side import SideRows, fit_rows
 from torchlipreg.model.switches import checkpoint_hook, force_eager
 from torchlipreg.outputs import select
@@ -25,8 +26,7 @@ class FixedFunction:
     """The model as a function of its input, while the context of :func:`fixed_function` lasts.
 
     Attributes:
-        apart: Whether points have to be seen in forwards of the same size, row by row: with the same random numbers.
-        per_position: Whether the last output was one for each position, shape (N, positions, *).
+        apart: Whether x and x′ need forwards of their own, so that the same random numbers meet the same rows.
     """
 
     def __init__(
@@ -46,7 +46,6 @@ class FixedFunction:
         self._core, self._output, self._dtype, self._state = core, output, dtype, state
         self._units, self._kwargs, self._batch_size = units, kwargs, batch_size
         self._side: SideRows = {}
-        self.per_position = False
         self._is_compiled = runs_compiled(core)
 
     @property
@@ -55,8 +54,13 @@ class FixedFunction:
         return self._state.found
 
     @property
+    def per_position(self) -> bool:
+        """Whether the last output, of this function or of its like, was one for each position: (N, positions, *)."""
+        return self._state.per_position
+
+    @property
     def met_inexact(self) -> bool:
-        """Whether a module that nobody knew has run, in whose stead the loop ran one with Dropout or the like."""
+        """Whether a module that nobody knew has run, in whose train mode the loop's outputs are not f(x)."""
         return self._state.met_inexact
 
     def given(self, side: SideRows) -> FixedFunction:
@@ -90,7 +94,7 @@ class FixedFunction:
             self._explain(error, z.shape[0])
             raise
         try:
-            y, self.per_position = select(returned, self._output, z.shape[0])
+            y, self._state.per_position = select(returned, self._output, z.shape[0])
         except ValueError as error:
             if z.shape[0] != self._batch_size:
                 self._explain(error, z.shape[0])
@@ -124,9 +128,9 @@ class FixedFunction:
         self._state.carries = carries
 
     @property
-    def cautions(self) -> list[str]:
-        """What the user should know about norms in train mode."""
-        return self._state.norms.cautions()
+    def caution(self) -> str | None:
+        """What the user should know about norms in train mode, if anything."""
+        return self._state.norms.caution()
 
     @property
     def depends_on_batch(self) -> bool:
@@ -134,8 +138,8 @@ class FixedFunction:
         return self._state.norms.depends_on_batch
 
     def _explain(self, error: Exception, count: int) -> None:
-        """Raise ValueError where the model failed because a part of the batch met inputs of the whole batch."""
-        if isinstance(error, AttributeError):
+        """Raise ValueError with the way out for the causes that are known; return for others."""
+        if isinstance(error, AttributeError) and any(map(has_own_mode, self._state.modules)):
             raise ValueError(
                 f"The model failed where its `training` flags are False: {error} What a train() or eval() of its own "
                 "makes is not there, as these are not called. Make it in __init__() or in forward()."

@@ -20,7 +20,7 @@ CONTAINERS = (list, dict, set, deque)
 HOLDING = (*CONTAINERS, tuple)
 KINDS = (list, OrderedDict, dict, set, deque, tuple)
 ROOTS = (nn.Module, Tensor, type, Optimizer)
-# Whose classes keep books of their own, or are no objects of somebody's.
+# Packages whose objects keep books of their own, or are not data of the user: never put back.
 ELSEWHERE = frozenset(
     "torch accelerate deepspeed lightning lightning_fabric pytorch_lightning torchlipreg "
     "builtins functools weakref enum contextvars logging".split()

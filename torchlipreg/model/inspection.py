@@ -20,7 +20,7 @@ from torchlipreg.model.reuse import AGAIN, TOLERANCE
 from torchlipreg.model.search import find_modules
 from torchlipreg.model.seen import Seen, not_finite, random_values
 
-COUPLING = 1e-3  # relative to the largest output: other rows move a row by more, rounding does not (half: 32 times)
+COUPLING = 1e-3  # of the largest output: a row that moves by more with the others depends on them (half: 32 times)
 
 
 class Inspector:
@@ -92,7 +92,9 @@ class Inspector:
 
     @staticmethod
     def look_at_another_number(f: FixedFunction, x: Tensor) -> None:
-        """Let a model fail here that closes over inputs of a whole batch: pairs may happen to be as many.
+        """Call the model with 2N rows: one that closes over inputs of a whole batch fails here.
+
+        It would not where there happen to be N pairs, and they would meet inputs of other points.
 
         Args:
             f: The model as a fixed function.
@@ -121,7 +123,9 @@ class Inspector:
         return self._calls % AGAIN == 0
 
     def look_again(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> None:
-        """Look for randomness, without waiting for the device, an outcome is raised in a later call; and for traces.
+        """Look again for randomness, and for what a forward leaves for the next.
+
+        Nothing waits for the device: what is found to be random is raised by a later ``due``.
 
         Args:
             model: As the user gave it.

@@ -14,13 +14,9 @@ from torchlipreg.model.batchnorm import tracks_batches
 from torchlipreg.model.search import find_modules
 
 STOCHASTIC_RATES = ("p", "dropout", "drop_prob")  # nn.Dropout, nn.LSTM and nn.MultiheadAttention, timm's DropPath
-
-
 HOLDS_ONE = frozenset(("module", "_forward_module", "_orig_mod"))  # what wrappers call the model inside
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
-
-
-_HIDDEN: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()  # what models were seen to run
+_UNREGISTERED: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()  # modules that models also run
 REFUSED = (torch.jit.ScriptModule, LazyModuleMixin)  # whose state cannot be held, or is not there yet
 
 
@@ -46,7 +42,7 @@ class AsFound(NamedTuple):
 
 
 def unwrap(model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """Return what a penalty may call: without DDP, DataParallel and Fabric, but compiled, and through FSDP's wrapper.
+    """Return what a penalty may call: without wrappers of DDP and the like, but in those of compile and FSDP.
 
     Extra forwards through DDP's wrapper would break its gradient reduction (silently so with ``static_graph``);
     FSDP in contrast must be entered through its outermost ``__call__``, which gathers the parameters.
@@ -83,6 +79,11 @@ def compiled_module(model: Callable[..., Any]) -> nn.Module | None:
     return model._modules["_orig_mod"] if isinstance(model, nn.Module) and "_orig_mod" in model._modules else None
 
 
+def has_own_mode(m: nn.Module) -> bool:
+    """Say whether a module does something of its own in ``train()`` or ``eval()``."""
+    return type(m).train is not nn.Module.train or type(m).eval is not nn.Module.eval
+
+
 def runs_compiled(model: Callable[..., Any]) -> bool:
     """Say whether a model is in the wrapper of ``torch.compile``, or was compiled in place by ``m.compile()``."""
     return compiled_module(model) is not None or getattr(model, "_compiled_call_impl", None) is not None
@@ -94,15 +95,15 @@ def all_modules(*callables: Callable[..., Any]) -> list[nn.Module]:
     for f in map(unwrap, callables):
         for root in [f] if isinstance(f, nn.Module) else find_modules(f):
             _walk(root, found)
-            for hidden in _HIDDEN.get(compiled_module(root) or root, ()) if _HIDDEN else ():
-                _walk(hidden, found)
+            for m in _UNREGISTERED.get(compiled_module(root) or root, ()) if _UNREGISTERED else ():
+                _walk(m, found)
     return list(found)
 
 
-def hide(root: Any, module: nn.Module) -> None:
+def remember_unregistered(root: Any, module: nn.Module) -> None:
     """Remember a module that a model runs, but does not register."""
     if isinstance(root, nn.Module):
-        _HIDDEN.setdefault(compiled_module(root) or root, WeakSet()).add(module)
+        _UNREGISTERED.setdefault(compiled_module(root) or root, WeakSet()).add(module)
 
 
 def submodules(module: nn.Module) -> list[nn.Module]:
@@ -120,6 +121,11 @@ def _walk(module: nn.Module, found: dict[nn.Module, None]) -> None:
             _walk(child, found)
 
 
+def is_on_cudnn(m: nn.Module) -> bool:
+    """Say whether a recurrent layer runs on cuDNN, where it has parameters on a GPU."""
+    return any(p is not None and p.is_cuda for p in m._parameters.values())
+
+
 def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
     """Return the dtype in which the fixed function computes: that of the parameters, or float32 or more without.
 
@@ -132,7 +138,7 @@ def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
 def as_found(modules: list[nn.Module]) -> AsFound:
     """Describe how modules in training may differ from the fixed function. Reads Python attributes only."""
     return AsFound(
-        any(m.training and _differs_in_training(m) for m in modules),
+        any(map(_differs_in_training, modules)),
         [m.training for m in modules],
         next((id(m) for m in modules if type(m) is not nn.Sequential), None),  # which may be made anew for each call
         [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)],

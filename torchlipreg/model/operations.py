@@ -76,8 +76,8 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._found: list[tuple[str, StorageWeakRef]] = []
-        # Addresses, not tensors, which would hold all activations: no tensor of the forward gets that of one that
-        # was there before, as long as this lives.
+        # Addresses, because holding the tensors would keep activations alive. What was there before the forward lives
+        # on throughout it, so that no tensor of the forward gets its address.
         self._own = {storage for t in private for storage in _storages(t)}
 
     @property

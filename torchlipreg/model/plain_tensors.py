@@ -35,7 +35,7 @@ class PlainTensors:
     def find(self, where: Any, held: list[tuple[Any, Any]], *, of_module: bool) -> None:
         """Note the plain tensors among what is held somewhere by name or number.
 
-        But for large ones, and for those in containers and objects for which there is no room.
+        Large ones are left out, and those in containers and objects once the room for copies is spent.
 
         Args:
             where: Attributes, a list or a dict.

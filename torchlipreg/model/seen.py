@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Seen(NamedTuple):
-    """What one forward, and the same again, have shown.
+    """What a few forwards on the first batch have shown of a model.
 
     Attributes:
         dtype: In which it computes; the half precision in which some operation ran, or float32 to which float64 was
@@ -20,9 +20,9 @@ class Seen(NamedTuple):
         error: What to tell: two forwards at the same points gave different values, or some are not finite. No
             exception, whose traceback would keep the model alive.
         coupled: A row's values depend on the other rows.
-        graph: The output has one.
-        hidden: No graph reaches the input, on which its values depend.
-        flat: One does, but the gradient to the input is zero, though the outputs differ from point to point.
+        graph: The output requires a gradient.
+        hidden: Its values depend on the input, but autograd finds no path there.
+        flat: There is a path, but the gradient to the input is zero, though the outputs differ from point to point.
         whole: It takes the loop's batch, but no part of it.
         written: The operation that writes into what nobody puts back, and the shape of that; None without one.
     """
@@ -84,7 +84,7 @@ def random_values(drawn: str | None, y: Tensor | None, again: Tensor | None) -> 
     return (
         "Expected argument `model` to be a function of its input with Dropout and the like switched off, but two "
         f"forwards at the same points differ{off}.{cause} A difference quotient would measure the noise. Draw random "
-        "numbers only where `self.training` is true, or give the penalty `stochastic`='same', which draws the same at "
+        "numbers only where `self.training` is true. A penalty also takes `stochastic`='same', which draws the same at "
         "both points of a pair."
     )
 

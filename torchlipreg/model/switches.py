@@ -21,17 +21,35 @@ Hook = Callable[[Any], AbstractContextManager[Any]]
 class Switch:
     """A switch of the process that many may hold: the first throws it, the last puts it back."""
 
-    def __init__(self, read: Callable[[], Any], write: Callable[[Any], Any], value: Any) -> None:
-        self._read, self._write, self._value = read, write, value
+    def __init__(
+        self,
+        read: Callable[[], Any],
+        write: Callable[[Any], Any],
+        value: Any,
+        needed: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Leave the switch as it is.
+
+        Args:
+            read: Returns what it is set to.
+            write: Sets it.
+            value: What holders set it to.
+            needed: Says whether it is to be thrown at all, asked where nobody holds it.
+        """
+        self._read, self._write, self._value, self._needed = read, write, value, needed
         self._lock, self._holders, self._before = threading.RLock(), 0, None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Hold the switch for the length of the context."""
         with self._lock:
-            if not self._holders:
+            holds = self._holders > 0 or self._needed()
+            if holds and not self._holders:
                 self._before = self._read()
-            self._holders += 1
+            self._holders += holds
+        if not holds:
+            yield
+            return
         try:
             if self._holders == 1:  # in here, so that one that is thrown by half is put back
                 self._write(self._value)
@@ -100,44 +118,27 @@ def _write_products(precisions: list[str] | None) -> None:
 ROUNDED = frozenset(("bf16", "medium"))
 
 
-class _Products(Switch):
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        if not self._holders and ROUNDED.isdisjoint(_read_products()):  # as nearly always
-            yield
-            return
-        with super().held():
-            yield
-
-
 # Products of float32 in bfloat16, on processors that are faster so, would round away what close points differ by.
-float32_products = _Products(_read_products, _write_products, value=None)
+float32_products = Switch(
+    _read_products,
+    _write_products,
+    value=None,
+    needed=lambda: not ROUNDED.isdisjoint(_read_products()),  # hardly ever
+)
+
+DYNAMO = "torch._dynamo.eval_frame"  # slow to import: where nobody has, nothing is compiled
 
 
 def _read_stance() -> Any:
-    return sys.modules["torch._dynamo.eval_frame"]._stance
+    return sys.modules[DYNAMO]._stance
 
 
 def _write_stance(stance: Any) -> None:
-    sys.modules["torch._dynamo.eval_frame"]._set_stance(stance)
+    frames = sys.modules[DYNAMO]
+    frames._set_stance(frames.DynamoStance("force_eager") if stance is None else stance)
 
 
-class _Stance(Switch):
-    def __init__(self) -> None:
-        super().__init__(_read_stance, _write_stance, None)
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        if "torch._dynamo.eval_frame" not in sys.modules:
-            yield
-            return
-        if self._value is None:
-            self._value = sys.modules["torch._dynamo.eval_frame"].DynamoStance("force_eager")
-        with super().held():
-            yield
-
-
-force_eager = _Stance()
+force_eager = Switch(_read_stance, _write_stance, value=None, needed=lambda: DYNAMO in sys.modules)
 
 _hooks = threading.local()  # .stack: those of this thread's contexts, innermost last
 _checkpoint_hook: Hook = torch.utils.checkpoint._checkpoint_hook
