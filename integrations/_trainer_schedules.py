@@ -56,9 +56,17 @@ def find_accuracy(metrics: dict[str, float], name: str) -> float:
     return metrics[full]
 
 
-def load_schedules(stepped: Stepped, path: Path) -> None:
-    """Restore schedules from a checkpoint's file; warn where there is none."""
+def load_schedules(stepped: Stepped, path: Path, anew: list[dict[str, Any]]) -> None:
+    """Restore schedules from a checkpoint's file; warn where there is none.
+
+    Args:
+        stepped: The schedules.
+        path: Of the file.
+        anew: Their states from before the penalty's was loaded, with which they start where there is no file.
+    """
     if path.exists():
         stepped.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    else:
-        warnings.warn(f"There are no schedules in {path.parent}: they start anew.", stacklevel=3)
+        return
+    for schedule, state in zip(stepped.schedules, anew, strict=True):
+        schedule.load_state_dict(state)
+    warnings.warn(f"There are no schedules in {path.parent}: they start anew.", stacklevel=3)

@@ -94,6 +94,7 @@ class LipschitzCallback(_Callback):
         self._stepped, self.accuracy = Stepped(schedules, penalty, accuracy), accuracy
         self._steps = 0  # of the optimizers, as the trainer counts them
         self._last_accuracy: float | None = None
+        self._accuracy_epoch: int | None = None  # in which it was measured
         self._trained = self._warned = False
 
     @property
@@ -111,7 +112,8 @@ class LipschitzCallback(_Callback):
         """Return the state of the penalty, with the pairs of all processes, and of the schedules. Collective."""
         self.penalty.synchronize()
         stepped = self._stepped.state_dict()
-        return {"penalty": self.penalty.state_dict(), **stepped, "accuracy": self._last_accuracy}
+        accuracy = {"accuracy": self._last_accuracy, "accuracy_epoch": self._accuracy_epoch}
+        return {"penalty": self.penalty.state_dict(), **stepped, **accuracy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state.
@@ -125,7 +127,7 @@ class LipschitzCallback(_Callback):
         self._stepped.check_state(state_dict)
         self.penalty.load_state_dict(state_dict["penalty"])
         self._stepped.load_state_dict(state_dict)
-        self._last_accuracy = state_dict["accuracy"]
+        self._last_accuracy, self._accuracy_epoch = state_dict["accuracy"], state_dict["accuracy_epoch"]
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Warn of a checkpoint without the penalty."""
@@ -140,7 +142,16 @@ class LipschitzCallback(_Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Step the schedules for an epoch whose end Lightning skips: resumed from a checkpoint after its last batch."""
-        self._stepped.after_epochs(trainer.current_epoch, self._last_accuracy)
+        made_up = self._stepped.after_epochs(trainer.current_epoch, self._last_accuracy)
+        is_due = trainer.current_epoch % (trainer.check_val_every_n_epoch or 1) == 0
+        is_old = is_due and self._accuracy_epoch != trainer.current_epoch - 1
+        if made_up and is_old and self._stepped.follows_accuracy and trainer.is_global_zero:
+            latest = "without one" if self._last_accuracy is None else f"with the last one, {self._last_accuracy:.3g}"
+            warnings.warn(
+                "Lightning does not validate the epoch at whose last step this checkpoint was saved: the "
+                f"DiscrepancyWeight goes on {latest}. Save after validation (`save_on_train_epoch_end=True`).",
+                stacklevel=2,
+            )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log, and step what follows the optimizer."""
@@ -177,7 +188,7 @@ class LipschitzCallback(_Callback):
         """Read the metric; a validation that comes only every few epochs is waited for."""
         metrics = trainer.callback_metrics
         if self.accuracy in metrics:
-            self._last_accuracy = float(metrics[self.accuracy])
+            self._last_accuracy, self._accuracy_epoch = float(metrics[self.accuracy]), trainer.current_epoch
         elif self.accuracy is not None and (trainer.validating or not trainer.enable_validation):
             raise ValueError(
                 f"Expected argument `accuracy` to name a metric that the module logs, but got {self.accuracy!r}, and "

@@ -165,10 +165,8 @@ class LipschitzTrainerMixin:
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)  # type: ignore[misc]
         self._asked = True
         loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)  # type: ignore[misc]
-        term, batches = (
-            self._penalty_at(model, inputs, outputs),
-            getattr(self, "current_gradient_accumulation_steps", 1),
-        )
+        term = self._penalty_at(model, inputs, outputs)
+        batches = getattr(self, "current_gradient_accumulation_steps", 1)
         self._terms.add(term.detach(), 1 / batches)
         if term.requires_grad:
             items = args[0] if args else kwargs.get("num_items_in_batch")
@@ -217,7 +215,6 @@ class LipschitzTrainerMixin:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
         save_penalty(self.penalty, Path(output_dir, NAME), writes=self.args.should_save)  # type: ignore[attr-defined]
-
         if self._stepped.schedules and self.args.should_save:  # type: ignore[attr-defined]
             torch.save(self._stepped.state_dict(), Path(output_dir, SCHEDULES))
 
@@ -225,9 +222,10 @@ class LipschitzTrainerMixin:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if checkpoint is None:
             return
+        anew = [schedule.state_dict() for schedule in self._stepped.schedules]
         load_penalty(self.penalty, Path(checkpoint, NAME))
-        if self._stepped.schedules:
-            load_schedules(self._stepped, Path(checkpoint, SCHEDULES))
+        if anew:
+            load_schedules(self._stepped, Path(checkpoint, SCHEDULES), anew)
 
 
 class LipschitzTrainer(LipschitzTrainerMixin, Trainer):
@@ -262,6 +260,5 @@ class _Mean:
 
     def take(self) -> Tensor:
         """Return the mean and start anew."""
-        mean = torch.as_tensor(self.total / self.count)
-        self.__init__()  # type: ignore[misc]
+        mean, self.total, self.count = torch.as_tensor(self.total / self.count), 0.0, 0.0
         return mean

@@ -391,3 +391,18 @@ def test_model_kwargs_are_not_printed(bad, got):
     with pytest.raises(TypeError, match=got) as error:
         penalty_of("tv")(mlp(), torch.rand(5, 4), model_kwargs=bad)
     assert len(str(error.value)) < 150
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_points_outside_of_what_the_model_is_defined_on_are_told(method):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 3), torch.rand(16, 4)
+    x[:, 0] = 0.0
+    with pytest.warns(UserWarning, match="Give that range as `bounds`"):
+        LipschitzPenalty(method, radius=0.03, num_pairs=8)(lambda z: layer(z.sqrt()), x)
+    LipschitzPenalty(method, radius=0.03, num_pairs=8, bounds=(0, 1))(lambda z: layer(z.sqrt()), x)
+
+
+def test_labels_as_outputs_are_not_blamed_on_the_model():
+    with pytest.raises(TypeError, match=r"`outputs` to be model\(x\), with 5 rows"):
+        penalty_of("tv")(mlp(), torch.rand(5, 4), torch.arange(5))

@@ -351,3 +351,53 @@ def test_a_loader_of_dicts_is_told_how_to_pick():
     batches = [{"x": torch.rand(2, 3)}]
     with pytest.raises(TypeError, match=r'a batch of type dict. Pick the tensor: \(batch\["x"\] for batch in loader\)'):
         lipschitz_lower_bound(nn.Linear(3, 2), batches)
+
+
+@pytest.mark.parametrize("radius", [0.1, 0.5, None])
+@pytest.mark.parametrize("p", NORMS)
+def test_no_point_outside_of_the_bounds_counts(p, radius):
+    """As it was, the partners that the search began at could lie outside."""
+    x = torch.cat([torch.zeros(16, 1), torch.rand(16, 1)])
+    f = lambda z: 1000 * torch.relu(-z) + z  # noqa: E731
+    found = lipschitz_lower_bound(f, x, radius=radius, bounds=(0, 1), input_norm=p)
+    assert found == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_largest_position_is_climbed():
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(2, 3, 3, padding=1).double(), torch.rand(6, 2, 5, 5, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda row: conv(row.view(1, 2, 5, 5)).flatten(), x[0].flatten())
+    truth = torch.linalg.matrix_norm(jacobian.view(3, 25, 50).transpose(0, 1), 2).max().item()
+    for radius in (0.1, None, 0.0):
+        found = lipschitz_lower_bound(conv, x, radius=radius, output=per_position, steps=50)
+        assert 0.99 * truth <= found <= truth * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    "f", [torch.sqrt, lambda z: torch.where(z[:, :1] > 0.97, torch.nan, z)], ids=["outside", "in the data"]
+)
+def test_what_is_not_finite_is_no_bound(f):
+    torch.manual_seed(0)
+    x = torch.rand(200, 4)
+    x[100:, 0] = 0.0
+    with pytest.raises(ValueError, match=r"finite outputs"):
+        lipschitz_lower_bound(f, x, radius=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_operator_norm_of_a_half_precision_network_is_not_above_the_truth(dtype):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 64), nn.Linear(64, 10)).to(dtype)
+    matrix = net[2].weight.double() @ net[1].weight.double() @ net[0].weight.double()
+    truth = torch.linalg.matrix_norm(matrix, 2).item()
+    found = operator_norm(net, torch.rand(20, 32, dtype=dtype))
+    assert truth * 0.9999 <= found.min()
+    assert found.max() <= truth * (1 + 1e-6)
+
+
+def test_the_ratio_counts_complex_parameters():
+    w = nn.Parameter(torch.tensor([1 + 2j]))
+    loss, penalty = (w * w.conj()).real.sum(), 3 * (w * w.conj()).real.sum()
+    assert gradient_ratio(loss, penalty, [w]) == pytest.approx(3.0)
+    imaginary = nn.Parameter(torch.tensor([2j]))
+    assert gradient_ratio(imaginary.imag.sum(), imaginary.imag.sum(), [imaginary]) == pytest.approx(1.0)

@@ -258,7 +258,7 @@ def test_warmup_chains_with_a_factor():
 @pytest.mark.parametrize("passed", [0, 1, 3, 12])
 @pytest.mark.parametrize("first", ["warmup", "principle"])
 def test_warmup_chains_with_that_of_the_principle(first, passed):
-    """The own weight comes back, whenever the principle lets it, and the warm-up brings in what is left of it."""
+    """The own weight comes back, whenever the principle lets it, and comes in from there."""
     penalty = LipschitzPenalty(weight=0.3)
     makers = {
         "warmup": lambda: WeightWarmup(penalty, 10),
@@ -272,7 +272,50 @@ def test_warmup_chains_with_that_of_the_principle(first, passed):
             made["warmup"] = WeightWarmup(penalty, 10)
             made["warmup"].load_state_dict(state)
         made["warmup"].step()
-        assert penalty.weight == pytest.approx(0.3 * min(1, 0.1 + 0.09 * (step + 1)) if step >= passed else 0)
+        assert penalty.weight == pytest.approx(0.3 * min(1, 0.1 + 0.09 * (step - passed + 1)) if step >= passed else 0)
+
+
+def test_a_warmup_that_is_made_first_never_lets_all_of_the_weight_in_at_once():
+    penalty, seen = LipschitzPenalty(weight=1.0), []
+    warmup, principle = WeightWarmup(penalty, 10), DiscrepancyWeight(penalty, 0.9, 0.0, warmup=True)
+    for step in range(20):
+        warmup.step()
+        if step == 12:
+            principle.step(0.95)
+        seen.append(penalty.weight)
+    assert seen[:12] == [0.0] * 12
+    assert seen[12:] == pytest.approx([0.1 + 0.09 * k for k in range(8)])
+
+
+@pytest.mark.parametrize("resumed", [0, 3])
+def test_warmup_of_a_penalty_whose_state_is_loaded_ends_at_its_weight(resumed):
+    """As it was, ten times the weight: the state's was taken for a tenth of it."""
+    saved = LipschitzPenalty(weight=0.05).state_dict()
+    penalty = LipschitzPenalty(weight=0.05)
+    warmup = WeightWarmup(penalty, 5)
+    for _ in range(resumed):
+        warmup.step()
+    penalty.load_state_dict(saved)
+    for _ in range(5):
+        warmup.step()
+    assert penalty.weight == 0.05
+
+
+def test_a_radius_that_was_taken_away_is_left_so():
+    penalty = LipschitzPenalty("max", radius=0.1)
+    decay = RadiusDecay(penalty)
+    penalty.radius = None
+    decay.step()
+    assert penalty.radius is None
+
+
+@pytest.mark.parametrize("bad", ["a", math.nan, [1]])
+def test_a_state_of_something_else_than_numbers_is_refused_before_anything_changes(bad):
+    penalty = LipschitzPenalty(weight=0.3)
+    warmup = WeightWarmup(penalty, 4)
+    with pytest.raises(ValueError, match="`state` to hold a finite number as 'count'"):
+        warmup.load_state_dict({**warmup.state_dict(), "weight": 9.0, "count": bad})
+    assert penalty.weight == 0.3 * 0.1
 
 
 def test_warmup_leaves_a_weight_alone_that_is_set_after_it():

@@ -36,7 +36,7 @@ from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.modules import compute_dtype
 from torchlipreg.model.operations import Observer, observing
-from torchlipreg.model.seen import HIDDEN_INPUT
+from torchlipreg.model.seen import HIDDEN_INPUT, Seen
 from torchlipreg.notice import warn_user
 from torchlipreg.outputs import select
 from torchlipreg.tensor_checks import check_points, check_values, in_raw_units
@@ -117,7 +117,8 @@ def operator_norm(
 
     2→2 is the spectral norm, by power iteration on JᵀJ, stopped at ``tol``; it approaches the norm from below.
     1→q (the largest column) and p→∞ (the largest row in the dual norm) are closed forms and cost one backward per
-    output. A network is measured as a fixed function: eval mode, float32.
+    output. A network is measured as a fixed function: eval mode, float32; one in half
+    precision in float64, if it can be.
 
     Args:
         f: Function or ``nn.Module`` from (N, *) to (N, *), rows independent of one another.
@@ -153,8 +154,16 @@ def operator_norm(
     units = check_normalization(normalization)
     with fixed_function(f, eager=True, units=units, meet=True) as fixed, torch.no_grad():
         x = in_raw_units(_at_least_single(x), units)
-        _look_at(f, fixed, x, exact=True)
-        return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
+        seen = _look_at(f, fixed, x, exact=True)
+        norms = jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
+    if seen.dtype.itemsize < torch.float32.itemsize:
+        with (
+            contextlib.suppress(Exception),  # a model may refuse float64 in its own way
+            fixed_function(f, eager=True, units=units, meet=True, double=True) as fixed,
+            torch.no_grad(),
+        ):
+            return jacobian_norm(fixed, x.double(), input_norm, output_norm, steps, tol).to(x.dtype)
+    return norms
 
 
 @_measure
@@ -243,6 +252,11 @@ def lipschitz_lower_bound(
             "Expected argument `inputs` to hold a batch with two points or more, from which `radius`=None makes "
             "pairs, but got none. Give larger batches, or a `radius`."
         )
+    if not math.isfinite(largest):
+        raise ValueError(
+            f"Expected argument `model` to have finite outputs, but a difference quotient is {float(largest)}. If the "
+            "model must not be evaluated outside of the data's range, give `bounds`."
+        )
     return float(largest)
 
 
@@ -305,7 +319,8 @@ def _gradient_size(value: Tensor, parameters: list[Tensor]) -> float:
             "A compiled model frees what its backward needs, so that two cannot be taken. Compare the gradients with "
             "the module that was compiled, or once before it is."
         ) from error
-    squares = [g.double().square().sum() for g in gradients if g is not None]
+    known = [torch.view_as_real(g) if g.is_complex() else g for g in gradients if g is not None]
+    squares = [g.double().square().sum() for g in known]
     return math.sqrt(sum(float(square) for square in squares))
 
 
@@ -332,6 +347,7 @@ def _largest_quotient(
         pairs = draw_partners(x, draw_rows(x, len(x), generator), generator)
     else:
         pairs = draw_in_ball(x, 1.0 if resolution.limit else radius, input_norm, generator, on_sphere=True)
+        pairs = pairs if resolution.limit else _inside(pairs, bounds, input_norm)
 
     def project(pairs: PairSet) -> PairSet:
         if resolution.limit:
@@ -354,7 +370,9 @@ def _largest_quotient(
             difference, u = q.height(pairs)
             pairs = pairs.map(torch.detach)
             quotients = q.of(difference.detach(), pairs)
-            quotients = quotients if quotients.dim() == 1 else quotients.amax(1)
+            if quotients.dim() == 2:  # each position is an output: climb where the largest is
+                where = torch.zeros_like(quotients).scatter_(1, quotients.argmax(1, keepdim=True), 1.0)
+                quotients, u = quotients.amax(1), u * where.unsqueeze(2)
             best, best_q = best.where(best_q > quotients, pairs), torch.maximum(best_q, quotients)
             return difference, u
 
@@ -363,6 +381,15 @@ def _largest_quotient(
         with torch.no_grad():
             height(pairs)
     return torch.maximum(*(_verified(z, q, fixed) for z in (best, pairs)))
+
+
+def _inside(pairs: PairSet, bounds: tuple[float, float] | None, p: float) -> PairSet:
+    """Return pairs within the bounds: those that point out of a corner are turned round, lest they collapse on x."""
+    there, back = (
+        PairSet(x, x_prime).clamp(bounds, anchored=True)
+        for x, x_prime in (pairs, (pairs.x, 2 * pairs.x - pairs.x_prime))
+    )
+    return there.where(there.distance(p) >= back.distance(p), back)
 
 
 def _verified(pairs: PairSet, q: PairQuotient, fixed: Callable[..., AbstractContextManager[FixedFunction]]) -> Tensor:
@@ -392,7 +419,7 @@ def _less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
     return q.of(difference.clamp_min(0), pairs).amax()
 
 
-def _look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: bool = False) -> None:
+def _look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: bool = False) -> Seen:
     """Raise ValueError where two forwards at the same points differ, ``exact`` also without a gradient; warn else."""
     seen = Inspector().look(model, f, x[:ROWS])
     if seen.error is not None:
@@ -401,6 +428,7 @@ def _look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: b
         raise ValueError(HIDDEN_INPUT)
     for caution in seen.cautions():
         warn_user(caution)
+    return seen
 
 
 def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:

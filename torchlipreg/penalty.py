@@ -160,8 +160,7 @@ class LipschitzPenalty:
             seed=seed,
         )
         self.weight = weight
-        self.radius = self._settings.radius
-        self._state = PenaltyState()
+        self._radius, self._state = self._settings.radius, PenaltyState()
         self._reuse = OutputReuse()
         self._inspector = Inspector()
         self._watch = Watch()
@@ -196,7 +195,9 @@ class LipschitzPenalty:
 
     @radius.setter
     def radius(self, value: float | None) -> None:
-        self._radius = self.settings.check_radius(value)
+        before, self._radius = self._radius, self.settings.check_radius(value)
+        if self.settings.persistent:
+            self._state.follow_radius(before, self._radius, self.settings.input_norm, self.settings.bounds)
 
     @property
     def pairs(self) -> PairSet | None:

@@ -198,8 +198,10 @@ class WeightWarmup:
 
     It chains with the other schedules, as torch's learning-rate schedulers do: they see and set the weight of the
     moment, and whatever factor they change it by stays. (So an increment, or a limit, of :class:`DiscrepancyWeight`
-    counts for more while the weight is low.) A weight of 0, as while that one warms up, stays 0, and comes back as it
-    was. After the last step the weight is exactly the penalty's own, if nobody else has changed it.
+    counts for more while the weight is low.) While the weight is 0, as that one can hold it, the steps are not counted:
+    the weight comes in when it is back. Make this schedule before such a one, which else puts all of the weight back
+    for a step. After the last step the weight is exactly the penalty's own, if nobody else has changed it. Save its
+    state with the penalty's: of a weight that was in the middle of coming in it cannot know that.
 
     Args:
         penalty: Its ``weight`` is set to a tenth now, and by :meth:`step`.
@@ -220,7 +222,6 @@ class WeightWarmup:
         self.penalty = penalty
         self.steps = check_count("steps", steps)
         self._count, self._full = 0, penalty.weight
-        self._at_zero = 1.0  # the factor within the weight that another schedule took away
         self._set()
 
     def _factor(self) -> float:
@@ -230,12 +231,13 @@ class WeightWarmup:
         self.penalty.weight = self._last = self._factor() * self._full
 
     def step(self) -> None:
-        """Raise the weight by one part; after the last step, only one that comes back from 0."""
-        weight, factor = self.penalty.weight, self._factor()
-        if weight != self._last:  # by another schedule, or by hand
-            if weight == 0:
-                self._at_zero = factor
-            self._full = weight / (self._at_zero if self._last == 0 else factor)
+        """Raise the weight by one part, unless it is 0."""
+        weight = self.penalty.weight
+        if weight == 0:
+            return
+        # By another schedule, or by hand. Where it is all of the weight again, a state of the penalty was loaded.
+        if weight not in (self._last, self._full):
+            self._full = weight / (self._factor() if self._full else 1.0)
         self._count = min(self._count + 1, self.steps)
         self._set()
 
@@ -246,7 +248,6 @@ class WeightWarmup:
             "count": self._count,
             "full": self._full,
             "last": self._last,
-            "at_zero": self._at_zero,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -258,9 +259,9 @@ class WeightWarmup:
         Raises:
             ValueError: If ``state`` is not a state of this class.
         """
-        check_state_keys(state, {"weight", "count", "full", "last", "at_zero"}, type(self).__name__)
+        check_state_keys(state, {"weight", "count", "full", "last"}, type(self).__name__)
         self.penalty.weight, self._count = state["weight"], state["count"]
-        self._full, self._last, self._at_zero = state["full"], state["last"], state["at_zero"]
+        self._full, self._last = state["full"], state["last"]
 
 
 class RadiusDecay:
@@ -296,8 +297,9 @@ class RadiusDecay:
 
     def step(self) -> None:
         """Shrink the radius once; one that is already below ``min_radius`` stays."""
-        radius = self.penalty.radius or 0.0
-        self.penalty.radius = min(radius, max(self.min_radius, self.gamma * radius))
+        radius = self.penalty.radius
+        if radius is not None:  # set to None meanwhile: pairs of different data points
+            self.penalty.radius = min(radius, max(self.min_radius, self.gamma * radius))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule's state: the current radius."""

@@ -330,3 +330,21 @@ def test_inputs_of_another_class_stay_out_of_the_state(method, tmp_path):
     assert type(penalties[1].pairs[1]) is type(penalties[1].estimate) is Tensor
     torch.save(penalties[1].state_dict(), tmp_path / "state.pt")
     penalty_of(method).load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("method", ["max", "sum"])
+def test_pairs_that_leave_the_limit_get_the_distance_of_the_radius(method):
+    """As it was, they stayed directions of unit length, a distance of one apart."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3).double(), torch.rand(8, 4, dtype=torch.float64)
+    penalty = bare(method, radius=0.0, num_pairs=8, input_norm=2, step_size=1e-9)
+    penalty(net, x)
+    penalty.radius = 0.1
+    assert penalty.pairs.distance(2).allclose(torch.full((8,), 0.1, dtype=torch.float64))
+    penalty(net, x)
+    assert penalty.pairs.distance(2).allclose(torch.full((8,), 0.1, dtype=torch.float64), atol=1e-6)
+    penalty.radius = 0.0
+    penalty(net, x)
+    penalty.radius = None
+    penalty(net, x)
+    assert (torch.cdist(penalty.pairs.x_prime, x).amin(1) < 1e-6).all()

@@ -1,6 +1,7 @@
 """The law of raw units: a penalty told of the loop's normalisation is one on raw data with it inside the model."""
 
 import math
+import queue
 
 import pytest
 import torch
@@ -211,3 +212,24 @@ def test_rounding_takes_no_data_out_of_their_bounds(mean, std, dtype):
     assert lipschitz_lower_bound(net, z, radius=0.1, **settings) > 0
     with pytest.raises(ValueError, match="within `bounds`"):
         LipschitzPenalty("tv", **settings)(net, z + 1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ascent", ASCENTS)
+def test_the_model_is_not_evaluated_outside_of_the_bounds(method, ascent):
+    """Nesterov looks ahead of the pairs; as it was, beyond the bounds."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))
+    seen = queue.SimpleQueue()  # which is not put back
+
+    def f(x):
+        seen.put(x.detach().aminmax())
+        return net(x)
+
+    options = {"ascent": ascent, "ascent_steps": 6, "step_size": None if ascent == "power" else 0.05}
+    penalty = LipschitzPenalty(method, radius=0.1, bounds=(0, 1), num_pairs=16, **options)
+    for _ in range(6):
+        penalty(f, (torch.rand(16, 4) * 1.6 - 0.3).clamp(0, 1))
+    for _ in range(seen.qsize()):
+        low, high = seen.get()
+        assert 0 <= low <= high <= 1

@@ -254,6 +254,26 @@ def test_resumed_equals_uninterrupted(package, tmp_path, saving):
     assert_same(*resumed, *whole)
 
 
+@pytest.mark.parametrize(("epoch", "latest"), [(1, "without one"), (2, "with the last one, 0")])
+def test_a_validation_that_a_resumed_run_leaves_out_is_told(package, tmp_path, epoch, latest):
+    """Saved at an epoch's last step, before its validation."""
+
+    def fit(resume=None):
+        penalty = build()
+        schedule = DiscrepancyWeight(penalty, 0.4, 0.01)
+        ours = LipschitzCallback(penalty, schedules=[schedule], accuracy="val_accuracy")
+        checkpoint = importlib.import_module(f"{package.__name__}.callbacks").ModelCheckpoint
+        saving = checkpoint(tmp_path / "saved", "{step}", save_top_k=-1, every_n_train_steps=BATCHES)
+        saving = [] if resume else [saving]
+        trainer = trainer_of(package, tmp_path, ours, *saving, max_epochs=3, num_sanity_val_steps=0)
+        trainer.fit(*loaders(module_of(package, penalty), True), ckpt_path=resume)
+
+    fit()
+    (path,) = (tmp_path / "saved").glob(f"step={epoch * BATCHES}.ckpt")
+    with pytest.warns(UserWarning, match=f"does not validate the epoch .* goes on {latest}"):
+        fit(path)
+
+
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_without_the_callback_a_resumed_run_differs(package, tmp_path):
     options, _ = SAVINGS["epoch"]

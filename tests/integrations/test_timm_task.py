@@ -21,6 +21,7 @@ from timm.utils import CheckpointSaver
 from torch import nn
 from zoo import bare
 
+from torchlipreg.integrations import _timm_task
 from torchlipreg.integrations.timm import LipschitzTask
 from torchlipreg.outputs import root_probabilities, smallest_margins
 
@@ -424,3 +425,13 @@ def test_a_scripted_model_is_refused():
     model = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, CLASSES)))
     with pytest.raises(TypeError, match="scripted"):
         LipschitzTask(ClassificationTask(model, **QUIET), strong())(*batch())
+
+
+def test_pairs_that_were_gathered_earlier_are_saved_with_the_weight_of_today(monkeypatch):
+    monkeypatch.setattr(_timm_task, "world_size", lambda: 2)
+    task = LipschitzTask(build("classification"), bare("max", radius=0.1, num_pairs=4))
+    task(*batch())["loss"].backward()
+    task.update_ema()
+    task.penalty.weight, task.penalty.radius = 0.5, 0.05
+    state = task.get_task_state()["lipschitz"]["state"]
+    assert (state["weight"], state["radius"]) == (0.5, 0.05)

@@ -707,6 +707,22 @@ def test_schedules_resume_bit_by_bit(tmp_path, strategy, options):
         assert_same(without.model, whole.model, 0.0)
 
 
+def test_a_warmup_that_starts_anew_ends_at_the_weight(tmp_path):
+    """As it was, the checkpoint's weight was taken for a tenth of it."""
+
+    def make(**schedules):
+        args = arguments(tmp_path, num_train_epochs=2, max_steps=-1, save_strategy="epoch")
+        return LipschitzTrainer(model=Net(), args=args, train_dataset=images(12), penalty=penalty, **schedules)
+
+    penalty = build(weight=0.3)
+    make().train()
+    penalty = build(weight=0.2)
+    resumed = make(schedules=[WeightWarmup(penalty, 2)])
+    with pytest.warns(UserWarning, match="they start anew"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert penalty.weight == 0.2
+
+
 def test_an_evaluation_that_a_resumed_run_leaves_out_is_told(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 3}  # evaluated after each epoch, saved before
     scheduled(tmp_path, **options).train()

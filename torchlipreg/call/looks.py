@@ -22,6 +22,11 @@ from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.inspection import Inspector
 from torchlipreg.model.side import take_rows
 
+OUTSIDE = (
+    "The penalty is not finite, though the outputs at the data are: near the data there are points at which `model` is "
+    "NaN or infinite, as square roots and logarithms are outside of the data's range. Give that range as `bounds`."
+)
+
 
 @dataclass
 class Looks:
@@ -63,6 +68,8 @@ class Looks:
         """
         if (caution := f.caution) is not None:
             self.state.warn_once(caution)
+        if self.state.floor is None and not bool(quotients.detach().isfinite().all()):
+            self.state.warn_once(OUTSIDE)
         count = len(quotients) if whole else min(ROWS, len(quotients))
         if self.inspector.due():
             some = f.given(take_rows(carried.side, slice(count)))

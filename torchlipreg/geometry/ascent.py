@@ -29,8 +29,8 @@ class Rule(Protocol):
     def gradient_point(self, pairs: PairSet, memory: Memory) -> PairSet:
         """Return the points at which the next gradient is taken."""
 
-    def step(self, pairs: PairSet, gradient: PairSet, memory: Memory) -> tuple[PairSet, Memory]:
-        """Return the moved pairs and the new memory."""
+    def step(self, pairs: PairSet, at: PairSet, gradient: PairSet, memory: Memory) -> tuple[PairSet, Memory]:
+        """Return the moved pairs and the new memory, of the gradient at the points that were asked for."""
 
 
 def ascend(
@@ -58,8 +58,9 @@ def ascend(
         The moved pairs, detached, and the rule's new memory.
     """
     for _ in range(steps):
-        gradient = pair_gradient(objective, rule.gradient_point(pairs, memory), anchored)
-        moved, moved_memory = rule.step(pairs, gradient, memory)
+        at = rule.gradient_point(pairs, memory)
+        at = pairs if at is pairs else project(at)  # the model may not be defined outside
+        moved, moved_memory = rule.step(pairs, at, pair_gradient(objective, at, anchored), memory)
         moved = project(moved)
         # Refused: a step without a direction or back onto x, and the NaN of a diverged model's gradient.
         sound = positive_and_finite(moved.distance(math.inf))

@@ -43,7 +43,7 @@ class Power:
         """Take the gradient where the pairs are."""
         return pairs
 
-    def step(self, pairs: PairSet, gradient: PairSet, memory: Memory) -> tuple[PairSet, Memory]:
+    def step(self, pairs: PairSet, at: PairSet, gradient: PairSet, memory: Memory) -> tuple[PairSet, Memory]:
         """Turn each pair to its steepest direction; one without (zero gradient) collapses, which ``ascend`` refuses."""
         p = self.input_norm
         reach = pairs.distance(p)
@@ -76,7 +76,7 @@ class SGD:
         """Take the gradient where the pairs are."""
         return pairs
 
-    def step(self, pairs: PairSet, gradient: PairSet, memory: Memory) -> tuple[PairSet, Memory]:
+    def step(self, pairs: PairSet, at: PairSet, gradient: PairSet, memory: Memory) -> tuple[PairSet, Memory]:
         """Add the velocity."""
         velocity = memory["velocity"].map(lambda u, g: self.momentum * u + g, gradient)
         return pairs.map(lambda z, u: z + self.step_size * u, velocity), {"velocity": velocity}
@@ -109,9 +109,9 @@ class Nesterov:
         gamma = memory["lambda"].map(lambda k: (1 - k) / _next_lambda(k))
         return pairs.map(lambda new, old, g: new + g * (old - new), memory["previous"], gamma)
 
-    def step(self, pairs: PairSet, gradient: PairSet, memory: Memory) -> tuple[PairSet, Memory]:
+    def step(self, pairs: PairSet, at: PairSet, gradient: PairSet, memory: Memory) -> tuple[PairSet, Memory]:
         """Step from ν."""
-        moved = self.gradient_point(pairs, memory).map(lambda nu, g: nu + self.step_size * g, gradient)
+        moved = at.map(lambda nu, g: nu + self.step_size * g, gradient)
         return moved, {"previous": pairs, "lambda": memory["lambda"].map(_next_lambda)}
 
 
@@ -137,7 +137,7 @@ class Adam:
         """Take the gradient where the pairs are."""
         return pairs
 
-    def step(self, pairs: PairSet, gradient: PairSet, memory: Memory) -> tuple[PairSet, Memory]:
+    def step(self, pairs: PairSet, at: PairSet, gradient: PairSet, memory: Memory) -> tuple[PairSet, Memory]:
         """Step by the bias-corrected moments."""
         count = memory["count"].map(lambda k: k + 1)
         first = memory["first"].map(lambda m, g: self.beta1 * m + (1 - self.beta1) * g, gradient)

@@ -39,8 +39,8 @@ class LoopOutputs(NamedTuple):
         """Select the tensor to penalise from what the loop's model returned: a row for each of x, or ValueError."""
         try:
             y, _ = select(outputs, output, len(x))
-        except ValueError as error:
-            raise ValueError(f"Expected argument `outputs` to be model(x), with {len(x)} rows. {error}") from error
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"Expected argument `outputs` to be model(x), with {len(x)} rows. {error}") from error
         rounded = getattr(default_output(outputs), "dtype", None) in (torch.float16, torch.bfloat16)
         return cls(x, y, side, rounded)
 
