@@ -405,4 +405,4 @@ def test_points_outside_of_what_the_model_is_defined_on_are_told(method):
 
 def test_labels_as_outputs_are_not_blamed_on_the_model():
     with pytest.raises(TypeError, match=r"`outputs` to be model\(x\), with 5 rows"):
-        penalty_of("tv")(mlp(), torch.rand(5, 4), torch.arange(5))
+        penalty_of("tv")(nn.Linear(4, 3), torch.rand(5, 4), torch.arange(5))

@@ -254,6 +254,7 @@ def test_resumed_equals_uninterrupted(package, tmp_path, saving):
     assert_same(*resumed, *whole)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize(("epoch", "latest"), [(1, "without one"), (2, "with the last one, 0")])
 def test_a_validation_that_a_resumed_run_leaves_out_is_told(package, tmp_path, epoch, latest):
     """Saved at an epoch's last step, before its validation."""

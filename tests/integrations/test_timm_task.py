@@ -429,7 +429,7 @@ def test_a_scripted_model_is_refused():
 
 def test_pairs_that_were_gathered_earlier_are_saved_with_the_weight_of_today(monkeypatch):
     monkeypatch.setattr(_timm_task, "world_size", lambda: 2)
-    task = LipschitzTask(build("classification"), bare("max", radius=0.1, num_pairs=4))
+    task = LipschitzTask(TASKS["classification"](), bare("max", radius=0.1, num_pairs=4))
     task(*batch())["loss"].backward()
     task.update_ema()
     task.penalty.weight, task.penalty.radius = 0.5, 0.05
