@@ -17,7 +17,7 @@ ORDER = [  # each may import its own and those before it
     {"checks", "tensor_checks", "notice", "outputs", "distributed"},
     {"model"},
     {"call"},
-    {"penalty", "measure", "schedules"},
+    {"penalty", "lower_bound", "measure", "schedules"},
     {"__init__"},
 ]
 CORE = sorted(PACKAGE.rglob("*.py"))

@@ -6,8 +6,6 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -24,28 +22,16 @@ from torchlipreg.checks import (
     check_normalization,
     check_number,
 )
-from torchlipreg.geometry.ascent import ascend
 from torchlipreg.geometry.derivative import jacobian_norm
-from torchlipreg.geometry.norms import rescale, row_norm
-from torchlipreg.geometry.pairs import PairSet, draw_in_ball, draw_partners, draw_rows
-from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_floor
-from torchlipreg.geometry.rules import Power
-from torchlipreg.geometry.units import Units
+from torchlipreg.geometry.norms import row_norm
+from torchlipreg.geometry.units import at_least_single
+from torchlipreg.lower_bound import Search, look_at
 from torchlipreg.model.fixed import fixed_function
-from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.inspection import Inspector
-from torchlipreg.model.modules import compute_dtype
-from torchlipreg.model.operations import Observer, observing
-from torchlipreg.model.seen import HIDDEN_INPUT, Seen
-from torchlipreg.notice import warn_user
 from torchlipreg.outputs import select
 from torchlipreg.tensor_checks import check_points, check_values, in_raw_units
 
 P = ParamSpec("P")
 R = TypeVar("R")
-ROUNDING = 16  # machine epsilons of an output that a forward may be off, where it cannot be had in float64
-ROWS = 32  # at which a model is asked for the same values twice
-SHRINK = 0.01  # from the distance of two data points to this part of it, geometrically over the steps
 
 
 def difference_quotient(
@@ -82,13 +68,9 @@ def difference_quotient(
         raise ValueError(
             f"Expected argument `x_prime` to have the shape of `x`, {tuple(x.shape)}, but got {tuple(x_prime.shape)}."
         )
-    at_x, at_x_prime = (_at_least_single(select(f(z), None, len(z))[0]) for z in (x, x_prime))
-    distance = row_norm(_at_least_single(x_prime) - _at_least_single(x), input_norm)
+    at_x, at_x_prime = (at_least_single(select(f(z), None, len(z))[0]) for z in (x, x_prime))
+    distance = row_norm(at_least_single(x_prime) - at_least_single(x), input_norm)
     return row_norm(at_x_prime - at_x, output_norm) / distance.clamp_min(torch.finfo(distance.dtype).tiny)
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _measure(measure: Callable[P, R]) -> Callable[P, R]:
@@ -153,8 +135,8 @@ def operator_norm(
     check_number("tol", tol)
     units = check_normalization(normalization)
     with fixed_function(f, eager=True, units=units, meet=True) as fixed, torch.no_grad():
-        x = in_raw_units(_at_least_single(x), units)
-        seen = _look_at(f, fixed, x, exact=True)
+        x = in_raw_units(at_least_single(x), units)
+        seen = look_at(f, fixed, x, exact=True)
         norms = jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
     if seen.dtype.itemsize < torch.float32.itemsize:
         with (
@@ -237,15 +219,12 @@ def lipschitz_lower_bound(
         batches = _joined(batches)
     if progress:
         batches = _with_progress_bar(batches)
+    search = Search(model, radius, input_norm, output_norm, steps, bounds, units, output)
     largest = None
     for x in batches:
         if radius is None and len(x) < 2:
             continue
-        generator = torch.Generator(x.device).manual_seed(seed)
-        look = largest is None
-        found = _largest_quotient(
-            model, x, radius, input_norm, output_norm, steps, bounds, units, output, generator, look=look
-        )
+        found = search.largest(x, torch.Generator(x.device).manual_seed(seed), look=largest is None)
         largest = found if largest is None else torch.maximum(largest, found)
     if largest is None:
         raise ValueError(
@@ -322,113 +301,6 @@ def _gradient_size(value: Tensor, parameters: list[Tensor]) -> float:
     known = [torch.view_as_real(g) if g.is_complex() else g for g in gradients if g is not None]
     squares = [g.double().square().sum() for g in known]
     return math.sqrt(sum(float(square) for square in squares))
-
-
-def _largest_quotient(
-    model: Callable[[Tensor], Any],
-    x: Tensor,
-    radius: float | None,
-    input_norm: float,
-    output_norm: float,
-    steps: int,
-    bounds: tuple[float, float] | None,
-    units: Units | None,
-    output: Callable[[Any], Any] | None,
-    generator: torch.Generator,
-    *,
-    look: bool,
-) -> Tensor:
-    x = in_raw_units(_at_least_single(x), units, "inputs")
-    check_values("inputs", x, bounds)
-    floor = distance_floor(compute_dtype(model, x), float(row_norm(x, input_norm).mean()))
-    resolution = Resolution(radius, floor)
-    shrink = SHRINK ** (1 / steps) if radius is None else 1.0
-    if radius is None:
-        pairs = draw_partners(x, draw_rows(x, len(x), generator), generator)
-    else:
-        pairs = draw_in_ball(x, 1.0 if resolution.limit else radius, input_norm, generator, on_sphere=True)
-        pairs = pairs if resolution.limit else _inside(pairs, bounds, input_norm)
-
-    def project(pairs: PairSet) -> PairSet:
-        if resolution.limit:
-            return PairSet(pairs.x, pairs.x + rescale(pairs.x_prime - pairs.x, 1.0, input_norm))
-        return PairSet(pairs.x, pairs.x + shrink * (pairs.x_prime - pairs.x)).clamp(bounds, anchored=True)
-
-    def fixed(**how: Any) -> AbstractContextManager[FixedFunction]:
-        return fixed_function(model, output, eager=resolution.limit, units=units, meet=True, **how)
-
-    best, best_q = pairs, x.new_zeros(len(x))
-    with fixed() as f:
-        if look:
-            _look_at(model, f, x)
-        with torch.no_grad():
-            fx = None if resolution.limit else f(pairs.x)
-        q = PairQuotient(f, input_norm, output_norm, resolution, fx)
-
-        def height(pairs: PairSet) -> tuple[Tensor, Tensor]:
-            nonlocal best, best_q
-            difference, u = q.height(pairs)
-            pairs = pairs.map(torch.detach)
-            quotients = q.of(difference.detach(), pairs)
-            if quotients.dim() == 2:  # each position is an output: climb where the largest is
-                where = torch.zeros_like(quotients).scatter_(1, quotients.argmax(1, keepdim=True), 1.0)
-                quotients, u = quotients.amax(1), u * where.unsqueeze(2)
-            best, best_q = best.where(best_q > quotients, pairs), torch.maximum(best_q, quotients)
-            return difference, u
-
-        rule = Power(input_norm, anchored=True)
-        pairs, _ = ascend(pairs, {}, rule, height, steps=steps, anchored=True, project=project)
-        with torch.no_grad():
-            height(pairs)
-    return torch.maximum(*(_verified(z, q, fixed) for z in (best, pairs)))
-
-
-def _inside(pairs: PairSet, bounds: tuple[float, float] | None, p: float) -> PairSet:
-    """Return pairs within the bounds: those that point out of a corner are turned round, lest they collapse on x."""
-    there, back = (
-        PairSet(x, x_prime).clamp(bounds, anchored=True)
-        for x, x_prime in (pairs, (pairs.x, 2 * pairs.x - pairs.x_prime))
-    )
-    return there.where(there.distance(p) >= back.distance(p), back)
-
-
-def _verified(pairs: PairSet, q: PairQuotient, fixed: Callable[..., AbstractContextManager[FixedFunction]]) -> Tensor:
-    """Return the largest quotient of pairs, 0-dim, free of rounding: in float64, or less what rounding may add."""
-    exact = replace(q, fx=None, resolution=q.resolution._replace(floor=0.0 if not q.resolution.limit else math.inf))
-    with torch.no_grad():
-        if pairs.x.device.type != "mps":  # which has no float64
-            with contextlib.suppress(Exception), fixed(double=True) as f:  # a model may refuse float64 in its own way
-                return _less_rounding(pairs.map(Tensor.double), exact, f)
-        with fixed() as f:
-            return _less_rounding(pairs, exact, f)
-
-
-def _less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
-    """Return the largest quotient less what rounding may add to it, 0-dim."""
-    f = f.uncompiled()
-    q = replace(q, f=f)
-    observer = Observer()
-    with observing(f, observer):
-        at_x = f(pairs.x)
-        at_x_prime = at_x if q.resolution.limit else f(pairs.x_prime)
-    dtype = observer.dtype or at_x.dtype  # less precision inside, which a wider output hides
-    error = 0.0 if dtype == torch.float64 and q.resolution.limit else ROUNDING * torch.finfo(dtype).eps
-    if q.resolution.limit:  # no difference of rounded values: a derivative is off in proportion to itself
-        return q.of(q.difference(pairs) * (1 - error), pairs).amax()
-    difference = (at_x_prime - at_x).abs() - error * (at_x.abs() + at_x_prime.abs())
-    return q.of(difference.clamp_min(0), pairs).amax()
-
-
-def _look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: bool = False) -> Seen:
-    """Raise ValueError where two forwards at the same points differ, ``exact`` also without a gradient; warn else."""
-    seen = Inspector().look(model, f, x[:ROWS])
-    if seen.error is not None:
-        raise ValueError(seen.error)
-    if exact and seen.hidden:
-        raise ValueError(HIDDEN_INPUT)
-    for caution in seen.cautions():
-        warn_user(caution)
-    return seen
 
 
 def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:

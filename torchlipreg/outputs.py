@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.checks import check_count
+from torchlipreg.geometry.units import at_least_single
 from torchlipreg.tensor_checks import check_output
 
 
@@ -108,8 +109,7 @@ def root_probabilities(y: Any, dim: int = -1) -> Tensor:
     References:
         Not in the report. M. S. Nikulin, *Hellinger distance*, Encyclopedia of Mathematics.
     """
-    logits = _logits(y)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_single(_logits(y))
     # Not softmax().sqrt(), whose gradient is NaN where a probability vanishes.
     return torch.exp(logits.log_softmax(dim) / 2)
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torchlipreg.geometry.linalg import LINEAR_ALGEBRA
-
-HALF = (torch.float16, torch.bfloat16)
+from torchlipreg.geometry.units import HALF
 
 
 class PlainFormulas(TorchFunctionMode):

@@ -32,6 +32,14 @@ class Units(NamedTuple):
         return _channels(self.std, x.dim(), x.dtype, x.device)
 
 
+HALF = (torch.float16, torch.bfloat16)
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """Return a floating tensor in float32, or in float64 as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def as_plain(x: Tensor) -> Tensor:
     """Return a tensor of a subclass, such as torchvision's ``Image``, as a plain one, which is what states hold."""
     computes_itself = type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__

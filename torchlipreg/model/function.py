@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.geometry.units import Units
+from torchlipreg.geometry.units import HALF, Units
 from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.hooks import registered
 from torchlipreg.model.modules import AsFound, compiled_module, has_own_mode, runs_compiled
@@ -99,7 +99,7 @@ class FixedFunction:
             if z.shape[0] != self._batch_size:
                 self._explain(error, z.shape[0])
             raise
-        return y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
+        return y.float() if y.dtype in HALF else y
 
     def _noise(self, z: Tensor) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._noise_seed is None else seeded(self._noise_seed, z.device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.distributed import largest
+from torchlipreg.geometry.units import HALF
 from torchlipreg.model.closeness import differs
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.later import Later
@@ -41,7 +42,7 @@ class LoopOutputs(NamedTuple):
             y, _ = select(outputs, output, len(x))
         except (TypeError, ValueError) as error:
             raise type(error)(f"Expected argument `outputs` to be model(x), with {len(x)} rows. {error}") from error
-        rounded = getattr(default_output(outputs), "dtype", None) in (torch.float16, torch.bfloat16)
+        rounded = getattr(default_output(outputs), "dtype", None) in HALF
         return cls(x, y, side, rounded)
 
 
