@@ -172,7 +172,7 @@ def look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: bo
     seen = Inspector().look(model, f, x[:ROWS])
     if seen.error is not None:
         raise ValueError(seen.error)
-    if exact and seen.hidden:
+    if exact and seen.no_path:
         raise ValueError(HIDDEN_INPUT)
     for caution in seen.cautions():
         warn_user(caution)

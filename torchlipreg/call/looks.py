@@ -72,7 +72,7 @@ class Looks:
             self.state.warn_once(OUTSIDE)
         count = len(quotients) if whole else min(ROWS, len(quotients))
         if self.inspector.due():
-            some = f.given(take_rows(carried.side, slice(count)))
+            some = f.with_rows(take_rows(carried.side, slice(count)))
             self.inspector.look_again(model, some, carried.pairs.x[:count].detach())
         if self.watch.due():
             self._watch(count, f, q, carried, valid, quotients)
@@ -87,7 +87,7 @@ class Looks:
         rows = by_row(quotients.detach()).topk(count).indices if largest else slice(count)
         pairs = carried.pairs.map(lambda z: z[rows])
         with f.eagerly():
-            f = f.given(take_rows(carried.side, rows))
+            f = f.with_rows(take_rows(carried.side, rows))
             fx = f(pairs.x)
             q = replace(q, f=f, fx=fx.detach() if self.settings.one_sided else fx)
             some = q(pairs, None if valid is None else valid[rows])

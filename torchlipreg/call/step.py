@@ -93,7 +93,7 @@ class Step:
         with fixed as f:
             rule = ascent_rule(region, batch.x)
             carried = method.start(batch, self.state, rule, self.rng)
-            fx = self._at_anchor(f, region, carried, batch, loop, seen.moves)
+            fx = self._at_anchor(f, region, carried, batch, loop, seen.drifts)
             q = self._quotient(f, region, carried, fx)
             if self.update:
                 carried = climb(carried, q, rule, region, batch.x)
@@ -122,7 +122,7 @@ class Step:
             kwargs=rest,
             batch_size=count,
             eager=eager,
-            carries=seen is not None and seen.carries,
+            stateful=seen is not None and seen.stateful,
             noise_seed=self.rng.initial_seed() if same or (seen is not None and seen.draws) else None,
             apart=same,
         )
@@ -131,10 +131,12 @@ class Step:
         """Look at a model before its first call: some forwards, and a backward."""
         with self._fixed(model, rest, len(points), None) as f:
             some = points if len(points) else points.new_zeros(1, *points.shape[1:])
-            part = f.given(take_rows(side, slice(half(some)))) if self.settings.aligned else None
-            seen = self.looks.inspector.look(model, f.given(side), some, part=part, gradient=torch.is_grad_enabled())
+            part = f.with_rows(take_rows(side, slice(half(some)))) if self.settings.aligned else None
+            seen = self.looks.inspector.look(
+                model, f.with_rows(side), some, part=part, gradient=torch.is_grad_enabled()
+            )
             if not self.settings.aligned:
-                self.looks.inspector.look_at_another_number(f.given(side), some)
+                self.looks.inspector.look_at_another_number(f.with_rows(side), some)
         for caution in seen.cautions():
             self.state.warn_once(caution)
         if self.state.floor is not None:
@@ -143,7 +145,7 @@ class Step:
 
     def _quotient(self, f: FixedFunction, region: Region, carried: Carried, fx: Tensor | None) -> PairQuotient:
         norms = self.settings.input_norm, self.settings.output_norm
-        return PairQuotient(f.given(carried.side), *norms, region.resolution, fx)
+        return PairQuotient(f.with_rows(carried.side), *norms, region.resolution, fx)
 
     def _as_met(self, f: FixedFunction, q: PairQuotient, carried: Carried, region: Region) -> PairQuotient:
         """Return the quotient with f(x) computed anew where a module has run whose like in the loop had Dropout on."""
@@ -178,7 +180,7 @@ class Step:
         """Return the outcome at the last call's pairs, of those that count."""
         valid = None if self.state.valid is None else self.state.valid.to(points.device)
         fx = self._follow(f, previous, points, side)
-        fx = self._at(f.given(previous.side), previous.pairs.x, fx) if region.shares_fx else None
+        fx = self._at(f.with_rows(previous.side), previous.pairs.x, fx) if region.shares_fx else None
         q = self._quotient(f, region, previous, fx)
         return Outcome(*reduce(q(previous.pairs, valid), valid, self.settings))
 
@@ -195,16 +197,16 @@ class Step:
         carried: Carried,
         batch: Batch,
         loop: LoopOutputs | None,
-        moves: bool,
+        drifts: bool,
     ) -> Tensor | None:
         """Return f(x) where x stays on the data point: the loop's outputs if they serve, else by a forward."""
         fx = self._follow(f, carried, batch.x, batch.side)
         if not region.shares_fx:
             return None
-        if loop is not None and self.reuse.allowed(f, loop, needs_gradient=not self.settings.one_sided, moves=moves):
+        if loop is not None and self.reuse.allowed(f, loop, needs_gradient=not self.settings.one_sided, drifts=drifts):
             fx = loop.y if batch.rows is None else loop.y[batch.rows]
             fx = fx if len(fx) else loop.y.new_zeros(len(batch.x), *loop.y.shape[1:])
-        return self._at(f.given(carried.side), carried.pairs.x, fx)
+        return self._at(f.with_rows(carried.side), carried.pairs.x, fx)
 
     def _at(self, f: Function, x: Tensor, fx: Tensor | None) -> Tensor:
         """Return f(x) at points that stay, by a forward unless it is known: a mere target has no gradient."""
@@ -220,5 +222,5 @@ class Step:
             return None
         count = len(carried.pairs.x)
         if self.settings.anchored or len(points) == 0:
-            return f.given(carried.side).follow_statistics(carried.pairs.x)
-        return f.given(take_rows(side, slice(count))).follow_statistics(finite_copy(points[:count]))
+            return f.with_rows(carried.side).follow_statistics(carried.pairs.x)
+        return f.with_rows(take_rows(side, slice(count))).follow_statistics(finite_copy(points[:count]))

@@ -28,7 +28,7 @@ def fixed_function(
     units: Units | None = None,
     kwargs: Mapping[str, Any] | None = None,
     batch_size: int | None = None,
-    carries: bool = True,
+    stateful: bool = True,
     noise_seed: int | None = None,
     apart: bool = False,
     double: bool = False,
@@ -49,7 +49,7 @@ def fixed_function(
         units: The normalisation that the loop has applied to raw inputs: f then takes raw ones.
         kwargs: What else the model takes by name, the same for any part of the batch.
         batch_size: How many points the loop's batch has, for an error message.
-        carries: Let each forward start from the same, because one leaves something that the next would read.
+        stateful: Let each forward start from the same, because one leaves something that the next would read.
         noise_seed: Seed of the random numbers that each forward draws, the same for all; None if it draws none.
         apart: x and x′ need forwards of their own, so that the same random numbers meet the same rows.
         double: Compute in float64, without gradients to the parameters, of which it makes copies.
@@ -77,7 +77,7 @@ def fixed_function(
             _refuse(kind)
     if eager:
         check_forward_mode(modules)
-    state = FrozenState(core, modules, eager=eager, carries=carries, double=double, given=(kwargs or {}).values())
+    state = FrozenState(core, modules, eager=eager, stateful=stateful, double=double, others=(kwargs or {}).values())
     # Under torch.func.jvp a checkpoint cannot recompute (another number of tensors is saved): it keeps activations.
     hook = contextlib.nullcontext if eager else recomputing_under(state.applied)
     with contextlib.ExitStack() as stack:
@@ -88,8 +88,8 @@ def fixed_function(
         stack.enter_context(float32_products.held())
         if eager:
             stack.enter_context(forward_mode_kernels.held())
-        hides = stack.enter_context(state.applied())
-        if meet or not isinstance(core, nn.Module) or (hides and not any(map(runs_compiled, modules))):
+        may_hold_more = stack.enter_context(state.applied())
+        if meet or not isinstance(core, nn.Module) or (may_hold_more and not any(map(runs_compiled, modules))):
             stack.enter_context(state.meeting())
         dtype = torch.float64 if double else parameter_dtype(modules)
         yield FixedFunction(core, output, dtype, state, units, kwargs or {}, batch_size, noise_seed, apart=apart)

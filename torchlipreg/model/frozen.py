@@ -45,7 +45,7 @@ class FrozenState:
         is_sharded: FSDP shards the model.
         met_inexact: A module that was not found has run, with which the loop's outputs are not those of f.
         norms: BatchNorm whose statistics follow a batch, and norms that give reason for caution.
-        carries: Each forward starts from the frozen values, because one leaves something for the next.
+        stateful: Each forward starts from the frozen values, because one leaves something for the next.
         per_position: The last output was one for each position.
     """
 
@@ -55,9 +55,9 @@ class FrozenState:
         modules: list[nn.Module],
         *,
         eager: bool = False,
-        carries: bool = True,
+        stateful: bool = True,
         double: bool = False,
-        given: Collection[Any] = (),
+        others: Collection[Any] = (),
     ) -> None:
         """Clone the buffers.
 
@@ -65,12 +65,12 @@ class FrozenState:
             core: The model, unwrapped.
             modules: Those that it runs.
             eager: Step around ``torch.compile``.
-            carries: Each forward starts from the frozen values, because one leaves something for the next.
+            stateful: Each forward starts from the frozen values, because one leaves something for the next.
             double: Compute in float64, with copies of the parameters, which get no gradient.
-            given: What the model is called with beside its input: containers and objects may be written.
+            others: What the model is called with beside its input: containers and objects may be written.
         """
-        self._given = [value for value in given if not isinstance(value, (Tensor, nn.Module))]
-        self._core, self.modules, self.eager, self.carries, self._double = core, modules, eager, carries, double
+        self._others = [value for value in others if not isinstance(value, (Tensor, nn.Module))]
+        self._core, self.modules, self.eager, self.stateful, self._double = core, modules, eager, stateful, double
         self.found: AsFound = as_found(modules)
         self.met_inexact = self.per_position = False
         self.is_sharded = is_sharded(modules)
@@ -99,9 +99,9 @@ class FrozenState:
             self._take_in_hidden()
             self._plain.put_copies()
             self.norms.refold_all()
-            if self.carries:
+            if self.stateful:
                 self.note_start()
-            yield self._kept.hides
+            yield self._kept.may_hold_more
         finally:
             try:
                 self._kept.put_back()
@@ -118,7 +118,7 @@ class FrozenState:
         if self.norms.overwritten():
             self._kept.put_back_containers()  # the user's dict of parameters among them
             self.norms.recover()
-        if self.carries:
+        if self.stateful:
             self.note_start()
 
     def meeting(self) -> contextlib.AbstractContextManager[None]:
@@ -136,8 +136,8 @@ class FrozenState:
 
     def _take_in_hidden(self) -> None:
         """Take in modules in lists, dicts and objects of the frozen ones: they may be newer than the first look."""
-        while self._kept.hidden:
-            m = self._kept.hidden.pop()
+        while self._kept.unregistered:
+            m = self._kept.unregistered.pop()
             if m not in self._known:
                 parts = submodules(m)
                 # One that holds the model does not run in it, unless it is met.
@@ -158,7 +158,7 @@ class FrozenState:
 
     def renew(self) -> None:
         """Let the next forward start from the frozen values, if forwards leave something for the next."""
-        if self.carries and self._start is not None:
+        if self.stateful and self._start is not None:
             self._start.put_back()
             self.copy_tensors()
 
@@ -191,7 +191,7 @@ class FrozenState:
         """Note what the model reaches beside its modules: as a function, by hooks, in what it is given."""
         kept.note_function(self._core)
         kept.note_global_hooks()
-        for value in () if self._is_fsdp1 else self._given:
+        for value in () if self._is_fsdp1 else self._others:
             kept.note_value(value)
 
     def _notes(self) -> Kept:

@@ -63,7 +63,7 @@ class FixedFunction:
         """Whether a module that nobody knew has run, in whose train mode the loop's outputs are not f(x)."""
         return self._state.met_inexact
 
-    def given(self, side: SideRows) -> FixedFunction:
+    def with_rows(self, side: SideRows) -> FixedFunction:
         """Return the same function with these side inputs, whose rows belong to those of its input."""
         if not side:
             return self
@@ -82,7 +82,7 @@ class FixedFunction:
         z = z if self._dtype in (None, z.dtype) else z.to(self._dtype)
         if self._is_compiled:
             torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
-        if self._state.carries:
+        if self._state.stateful:
             self._state.renew()
         try:
             with self._noise(z):
@@ -123,9 +123,9 @@ class FixedFunction:
         """Say whether forwards since ``watch_traces`` have left something on modules, or where hooks collect."""
         return self._state.left_something()
 
-    def carry(self, carries: bool) -> None:
+    def set_stateful(self, stateful: bool) -> None:
         """Let each forward start from the same, if one leaves something for the next."""
-        self._state.carries = carries
+        self._state.stateful = stateful
 
     @property
     def caution(self) -> str | None:

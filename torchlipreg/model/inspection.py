@@ -67,9 +67,9 @@ class Inspector:
             observer, writes = Observer(), Writes(f.private_tensors())
             with observing(f, observer, writes):
                 y = f(x).detach()
-            carries, draws = f.left_something(), not torch.equal(before, _rng_state(x))
-            moves = carries and (f.is_sharded or not torch.equal(y, f(x).detach()))
-            f.carry(carries)
+            stateful, draws = f.left_something(), not torch.equal(before, _rng_state(x))
+            drifts = stateful and (f.is_sharded or not torch.equal(y, f(x).detach()))
+            f.set_stateful(stateful)
             again = f(x).detach()
             seen_all = None if f.is_sharded else y  # where FSDP shards, no operation is seen
             error = None if _close(y, again, TOLERANCE) else random_values(observer.drawn, seen_all, again)
@@ -77,12 +77,12 @@ class Inspector:
             whole = part is not None and _values(part.uncompiled(), x[: half(x)]) is None
             with observing(f, writes):  # at points where the loop's forward has not written the same
                 coupled, varies = _of_other_rows(f, x, y, 32 * COUPLING if observer.dtype in NARROW else COUPLING)
-            graph, hidden, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
+            graph, no_path, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
         sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
-        hidden, flat = hidden and sure, flat and varies
+        no_path, flat = no_path and sure, flat and varies
         coupled, written = coupled and sure, writes.lasting
         dtype = observer.dtype or compute_dtype(model, x)
-        seen = Seen(dtype, carries, moves, draws, error, coupled, graph, hidden, flat, whole, written)
+        seen = Seen(dtype, stateful, drifts, draws, error, coupled, graph, no_path, flat, whole, written)
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
         self._seen[_identity(model)] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen
@@ -140,8 +140,8 @@ class Inspector:
             y = f(x).detach()
             if f.left_something():  # it began to: from here on each forward starts from the same
                 seen, roots = self._seen[_identity(model)]
-                self._seen[_identity(model)] = seen._replace(carries=True, moves=True), roots
-                f.carry(True)
+                self._seen[_identity(model)] = seen._replace(stateful=True, drifts=True), roots
+                f.set_stateful(True)
             again = f(x).detach()
             self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
 

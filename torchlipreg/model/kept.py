@@ -50,8 +50,8 @@ class Kept(Records):
 
     Attributes:
         places: Attributes, small lists and dicts in which plain tensors may be, each with what it holds.
-        hidden: Modules that were found in attributes, containers and objects.
-        hides: There is something in which modules may be that are not found: closures, partials, deep nests.
+        unregistered: Modules that were found in attributes, containers and objects.
+        may_hold_more: There is something in which modules may be that are not found: closures, partials, deep nests.
     """
 
     def __init__(self, only: frozenset[str] | None = None, *, sharded: bool = False) -> None:
@@ -67,8 +67,8 @@ class Kept(Records):
         self._room = ROOM
         self._count = 0  # of things in the value that is being noted
         self.places: list[tuple[Any, list[tuple[Any, Any]]]] = []
-        self.hidden: list[nn.Module] = []
-        self.hides = False
+        self.unregistered: list[nn.Module] = []
+        self.may_hold_more = False
 
     def note(self, m: nn.Module) -> None:
         """Note what there is on a module."""
@@ -111,12 +111,12 @@ class Kept(Records):
         if id(value) in self._noted:
             return
         if issubclass(kind, nn.Module):
-            self.hidden.append(value)
+            self.unregistered.append(value)
             return
         if depth == NESTED:
             self._count = 0
         elif self._count > MOST:
-            self.hides = True
+            self.may_hold_more = True
             return
         found = attributes_of(value) if kind not in HOLDING else []
         if issubclass(kind, HOLDING):
@@ -127,12 +127,14 @@ class Kept(Records):
                 self._room -= value.size
                 self.arrays.append((value, value.copy()))
         elif not found:
-            self.hides = self.hides or not (issubclass(kind, INERT) or (kind is FunctionType and _is_open(value)))
+            self.may_hold_more = self.may_hold_more or not (
+                issubclass(kind, INERT) or (kind is FunctionType and _is_open(value))
+            )
         if found:
             self._noted.add(id(value))
             if any(len(of) < MANY and is_shared(list(of.values())) for of in found):  # another thread may write there
-                self.hides = True
-                self.hidden += [held for of in found for held in of.values() if issubclass(type(held), nn.Module)]
+                self.may_hold_more = True
+                self.unregistered += [held for of in found for held in of.values() if issubclass(type(held), nn.Module)]
                 return
             for attributes in found:
                 self._note_attributes(attributes, depth)
@@ -141,7 +143,7 @@ class Kept(Records):
         kind = kind_of(value)
         if (length := kind.__len__(value)) > MANY and kind is not tuple:
             self.containers.append((value, length))
-            self.hides = True
+            self.may_hold_more = True
             return
         inside = plain_copy(value)  # of which another thread does not take away while we walk
         if kind is not tuple:
@@ -160,13 +162,13 @@ class Kept(Records):
         """Note what things are in a container, or in attributes, of which a copy is at hand."""
         self._count += len(inside)
         if len(inside) > LONG:
-            self.hides = True
+            self.may_hold_more = True
             return
         held = _of_interest(inside.values() if isinstance(inside, dict) else inside)
         if len(inside) <= FEW and not isinstance(inside, (tuple, set, deque)) and Tensor in map(type, held):
             self.places.append((where, list(inside.items() if isinstance(inside, dict) else enumerate(inside))))
         if not depth:
-            self.hides = self.hides or bool(held)
+            self.may_hold_more = self.may_hold_more or bool(held)
             return
         for value in held if type(where) is not dict else [*held, *_of_interest(inside)]:
             self.note_value(value, depth - 1)

@@ -65,7 +65,9 @@ class OutputReuse:
         self._calls = 0
         self._later = Later()
 
-    def allowed(self, f: FixedFunction, loop: LoopOutputs, *, needs_gradient: bool = True, moves: bool = False) -> bool:
+    def allowed(
+        self, f: FixedFunction, loop: LoopOutputs, *, needs_gradient: bool = True, drifts: bool = False
+    ) -> bool:
         """Say whether ``loop.y`` may be used for f(x).
 
         Reads tensor values only when the model's training flags, autocast or a shape differ from the last call's.
@@ -74,7 +76,7 @@ class OutputReuse:
             f: The model as a fixed function.
             loop: The loop's inputs and outputs.
             needs_gradient: Whether f(x) has to carry a gradient, as it does unless it is a mere target.
-            moves: Whether each forward changes the function, if only by less than a comparison shows: the loop's was
+            drifts: Whether each forward changes the function, if only by less than a comparison shows: the loop's was
                 another one.
 
         Returns:
@@ -85,21 +87,21 @@ class OutputReuse:
         """
         # With a gradient to x, as from embeddings, f(x) would pull at x while x′ holds still: recomputed, it does not.
         (x, y, side, rounded), found = loop, f.found
-        usable = not (moves or found.inexact or x.device.type in found.autocast)
+        usable = not (drifts or found.inexact or x.device.type in found.autocast)
         usable = usable and (not needs_gradient or (y.requires_grad and not x.requires_grad))
         usable = usable and not rounded and y.dtype in (torch.float32, torch.float64)
         sharded = f.is_sharded
         # Where a forward is a collective, nothing that differs between ranks, as shapes may, decides on one.
         signature = (found, usable, sharded or (x.shape[1:], y.shape[1:]))
         if signature != self._signature:
-            different, blank = self._compare(f.given(side), x, y)  # the shapes are compared in any case
+            different, blank = self._compare(f.with_rows(side), x, y)  # the shapes are compared in any case
             seen = torch.stack([different if usable else torch.ones_like(different), blank]).float()
             is_different, is_blank = (bool(flag) for flag in (largest(seen) if sharded else seen).tolist())
             self.verdict = not (is_different or is_blank)
             self._signature = None if is_blank else signature  # a last layer of zeros proves nothing: look again
             self._calls, self._later = 0, Later()
         elif self.verdict and not sharded:  # then ranks might come to disagree
-            self._look_again(f.given(side), x, y)
+            self._look_again(f.with_rows(side), x, y)
         return bool(self.verdict)
 
     def _look_again(self, f: FixedFunction, x: Tensor, y: Tensor) -> None:

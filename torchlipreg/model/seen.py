@@ -14,27 +14,27 @@ class Seen(NamedTuple):
     Attributes:
         dtype: In which it computes; the half precision in which some operation ran, or float32 to which float64 was
             rounded.
-        carries: The forward leaves something on the modules, from which the next one would start.
-        moves: Its values depend on that: after another forward the model is another function.
+        stateful: The forward leaves something on the modules, from which the next one would start.
+        drifts: Its values depend on that: after another forward the model is another function.
         draws: The forward draws random numbers of torch's, whether or not its values show it.
         error: What to tell: two forwards at the same points gave different values, or some are not finite. No
             exception, whose traceback would keep the model alive.
         coupled: A row's values depend on the other rows.
         graph: The output requires a gradient.
-        hidden: Its values depend on the input, but autograd finds no path there.
+        no_path: Its values depend on the input, but autograd finds no path there.
         flat: There is a path, but the gradient to the input is zero, though the outputs differ from point to point.
         whole: It takes the loop's batch, but no part of it.
         written: The operation that writes into what nobody puts back, and the shape of that; None without one.
     """
 
     dtype: torch.dtype
-    carries: bool
-    moves: bool
+    stateful: bool
+    drifts: bool
     draws: bool
     error: str | None
     coupled: bool
     graph: bool
-    hidden: bool
+    no_path: bool
     flat: bool
     whole: bool
     written: str | None
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
     def cautions(self) -> list[str]:
         """Return what the user should know of such a model."""
         # Without any graph an ascent will not go, and say so.
-        told = ((COUPLED_ROWS, self.coupled), (HIDDEN_INPUT, self.hidden and self.graph), (FLAT, self.flat))
+        told = ((COUPLED_ROWS, self.coupled), (HIDDEN_INPUT, self.no_path and self.graph), (FLAT, self.flat))
         cautions = [text for text, holds in told if holds]
         return cautions if self.written is None else [*cautions, WRITTEN.format(self.written)]
 
