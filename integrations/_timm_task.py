@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.distributed import rank, world_size
-from torchlipreg.model.modules import unwrap
+from torchlipreg.model.parts.modules import unwrap
 from torchlipreg.outputs import root_probabilities
 
 STATE_KEY = "lipschitz"

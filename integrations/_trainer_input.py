@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchlipreg import LipschitzPenalty
-from torchlipreg.model.modules import compiled_module, unwrap
+from torchlipreg.model.parts.modules import compiled_module, unwrap
 
 FLOATING = ("pixel_values", "input_features", "input_values", "inputs_embeds")
 IDS = "input_ids"

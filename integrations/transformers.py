@@ -17,7 +17,7 @@ from torchlipreg.integrations._stepped import Stepped
 from torchlipreg.integrations._trainer_input import check_shape, penalised, plain_model, without_loss
 from torchlipreg.integrations._trainer_schedules import Stepping, find_accuracy, load_schedules
 from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, save_penalty
-from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
+from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
 
 NAME = FILE.format(0)
 SCHEDULES = "lipschitz_schedules.bin"

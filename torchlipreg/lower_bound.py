@@ -19,12 +19,12 @@ from torchlipreg.geometry.pairs import PairSet, draw_in_ball, draw_partners, dra
 from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_floor
 from torchlipreg.geometry.rules import Power
 from torchlipreg.geometry.units import Units, at_least_single
+from torchlipreg.inspection.inspector import Inspector
+from torchlipreg.inspection.operations import Observer, observing
+from torchlipreg.inspection.seen import HIDDEN_INPUT, Seen
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.inspection import Inspector
-from torchlipreg.model.modules import compute_dtype
-from torchlipreg.model.operations import Observer, observing
-from torchlipreg.model.seen import HIDDEN_INPUT, Seen
+from torchlipreg.model.parts.modules import compute_dtype
 from torchlipreg.notice import warn_user
 from torchlipreg.tensor_checks import check_values, in_raw_units
 

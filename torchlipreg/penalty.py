@@ -18,9 +18,9 @@ from torchlipreg.call.watch import Watch, advice
 from torchlipreg.checks import Normalization, check_flag, check_mapping, check_number, suggest_names
 from torchlipreg.distributed import world_size
 from torchlipreg.geometry.pairs import PairSet
-from torchlipreg.model.inspection import Inspector
-from torchlipreg.model.parallelism import check_parallelism, check_unused_parameters
-from torchlipreg.model.reuse import OutputReuse
+from torchlipreg.inspection.inspector import Inspector
+from torchlipreg.inspection.reuse import OutputReuse
+from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
 from torchlipreg.tensor_checks import check_points, check_rows
 
 
@@ -46,8 +46,8 @@ class LipschitzPenalty:
     Departures from the report: movements instead of bare quotients; the mean over the batch instead of the sum;
     quotients squared by default; power steps and anchored pairs by default for tv and ptv; pairs on level sets
     (Property 1) and collapsed pairs drawn anew; statistics of train-mode BatchNorm that follow the parameters, see
-    :func:`torchlipreg.model.batchnorm.fold`. The report's own formula is ``scale=1, exponent=1, input_norm=2``, and
-    its Algorithms 3 and 4, but for the mean, ``anchored=False, ascent="sgd", momentum=0`` besides.
+    :func:`torchlipreg.model.norms.batchnorm.fold`. The report's own formula is ``scale=1, exponent=1, input_norm=2``,
+    and its Algorithms 3 and 4, but for the mean, ``anchored=False, ascent="sgd", momentum=0`` besides.
 
     Args:
         method: ``"max"``, ``"sum"``, ``"tv"`` or ``"ptv"``.

@@ -226,7 +226,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("given", ["model_kwargs", "closure"])
 def test_inputs_of_a_whole_batch_serve_in_every_call(given, monkeypatch):
     """Where f is only asked for points in the loop's rows, so are the looks now and then."""
-    monkeypatch.setattr("torchlipreg.model.inspection.AGAIN", 4)
+    monkeypatch.setattr("torchlipreg.inspection.inspector.AGAIN", 4)
     net, penalty = Recurrent(), LipschitzPenalty("tv", 0.05, radius=0.1)
     for _ in range(9):
         x, h0 = torch.randn(40, 7, 5), torch.randn(1, 40, 8)

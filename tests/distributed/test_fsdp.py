@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from torchlipreg.model import parallelism
+from torchlipreg.model.parts import parallelism
 
 pytest.importorskip("torch.distributed.fsdp", reason="needs torch.distributed.fsdp")
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from zoo import METHODS, gradients, penalty_of
 
-from torchlipreg.model.batchnorm import channel_moments
 from torchlipreg.model.fixed import fixed_function
+from torchlipreg.model.norms.batchnorm import channel_moments
 
 
 def build():

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from zoo import Counting, Seen, mlp, penalty_of, same, traces
 
-from torchlipreg.model.reuse import AGAIN
+from torchlipreg.inspection.reuse import AGAIN
 
 
 class Holder:

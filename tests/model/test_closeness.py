@@ -12,7 +12,7 @@ from torchlipreg import lipschitz_lower_bound
 from torchlipreg.call.looks import rounding
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
-from torchlipreg.model.closeness import differs, without_masks
+from torchlipreg.inspection.closeness import differs, without_masks
 from torchlipreg.outputs import root_probabilities
 
 LEAST = torch.finfo(torch.float32).min

@@ -28,7 +28,7 @@ from zoo import (
 from torchlipreg import lipschitz_lower_bound, operator_norm
 from torchlipreg.model import frozen
 from torchlipreg.model.fixed import fixed_function
-from torchlipreg.model.modules import all_modules
+from torchlipreg.model.parts.modules import all_modules
 
 RANDOM = {
     "batchnorm": (conv_bn, (7, 3, 6, 6)),

@@ -15,9 +15,9 @@ from torch.func import functional_call
 from zoo import METHODS, gradients, mlp, penalty_of, same, traces
 
 from torchlipreg import lipschitz_lower_bound, operator_norm
-from torchlipreg.model.buffers import LARGE, PrivateBuffers
 from torchlipreg.model.fixed import fixed_function
-from torchlipreg.model.kept import Kept
+from torchlipreg.model.traces.buffers import LARGE, PrivateBuffers
+from torchlipreg.model.traces.kept import Kept
 
 SETTINGS = [*((method, {}) for method in METHODS), ("tv", {"radius": 0.0})]
 

@@ -19,7 +19,7 @@ from zoo import METHODS, penalty_of, same, traces
 
 from torchlipreg import lipschitz_lower_bound
 from torchlipreg.model.fixed import fixed_function
-from torchlipreg.model.kept import MANY, Kept
+from torchlipreg.model.traces.kept import MANY, Kept
 
 
 class Books:

@@ -19,7 +19,7 @@ from zoo import (
     penalty_of,
 )
 
-from torchlipreg.model.reuse import AGAIN
+from torchlipreg.inspection.reuse import AGAIN
 from torchlipreg.outputs import root_probabilities
 
 VECTORS, IMAGES = (8, 6), (8, 3, 6, 6)

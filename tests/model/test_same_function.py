@@ -16,9 +16,9 @@ from torch import nn
 from zoo import METHODS, Counting, Seen, dropout_net, mlp, penalty_of, same, traces
 
 from torchlipreg import lipschitz_lower_bound, operator_norm
-from torchlipreg.model.inspection import AGAIN
-from torchlipreg.model.search import find_modules
-from torchlipreg.model.switches import PLACES
+from torchlipreg.inspection.inspector import AGAIN
+from torchlipreg.model.internals.switches import PLACES
+from torchlipreg.model.parts.search import find_modules
 
 net_of_this_file = dropout_net()
 

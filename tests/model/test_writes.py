@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from zoo import mlp, penalty_of
 
-from torchlipreg.model.buffers import LARGE
+from torchlipreg.model.traces.buffers import LARGE
 
 BANK = torch.zeros(16, 3)
 

@@ -17,10 +17,10 @@ from torchlipreg.call.watch import ROWS, Watch
 from torchlipreg.geometry.norms import row_norm
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.geometry.quotient import PairQuotient
-from torchlipreg.model.closeness import without_masks
+from torchlipreg.inspection.closeness import without_masks
+from torchlipreg.inspection.inspector import Inspector
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.inspection import Inspector
-from torchlipreg.model.side import take_rows
+from torchlipreg.model.parts.side import take_rows
 
 OUTSIDE = (
     "The penalty is not finite, though the outputs at the data are: near the data there are points at which `model` is "

@@ -12,7 +12,7 @@ from torchlipreg.call.region import Region
 from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.geometry.ascent import Rule
 from torchlipreg.geometry.pairs import all_finite, draw_rows
-from torchlipreg.model.side import SideRows, check_side, take_rows
+from torchlipreg.model.parts.side import SideRows, check_side, take_rows
 from torchlipreg.tensor_checks import check_row_numbers
 
 

@@ -14,7 +14,7 @@ from torchlipreg.geometry.ascent import Memory, where_memory
 from torchlipreg.geometry.norms import rescale
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.geometry.quotient import Resolution
-from torchlipreg.model.side import SideRows, where_rows
+from torchlipreg.model.parts.side import SideRows, where_rows
 from torchlipreg.notice import warn_user
 
 RANK_STRIDE = 1_000_003  # between the seeds of neighbouring ranks, so that seed + 1 is not the next rank's

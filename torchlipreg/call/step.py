@@ -21,12 +21,12 @@ from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.geometry.derivative import Function
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
+from torchlipreg.inspection.inspector import half
+from torchlipreg.inspection.reuse import LoopOutputs, OutputReuse
+from torchlipreg.inspection.seen import Seen
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.inspection import half
-from torchlipreg.model.reuse import LoopOutputs, OutputReuse
-from torchlipreg.model.seen import Seen
-from torchlipreg.model.side import SideRows, split_side, take_rows
+from torchlipreg.model.parts.side import SideRows, split_side, take_rows
 
 
 class Outcome(NamedTuple):

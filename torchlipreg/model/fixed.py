@@ -13,10 +13,22 @@ from torchlipreg.checks import check_callable
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.modules import REFUSED, all_modules, compiled_module, parameter_dtype, runs_compiled, unwrap
-from torchlipreg.model.parallelism import check_forward_mode
-from torchlipreg.model.recomputation import recomputing_under
-from torchlipreg.model.switches import checkpoint_hook, float32_products, forward_mode_kernels, one_path_of_attention
+from torchlipreg.model.internals.recomputation import recomputing_under
+from torchlipreg.model.internals.switches import (
+    checkpoint_hook,
+    float32_products,
+    forward_mode_kernels,
+    one_path_of_attention,
+)
+from torchlipreg.model.parts.modules import (
+    REFUSED,
+    all_modules,
+    compiled_module,
+    parameter_dtype,
+    runs_compiled,
+    unwrap,
+)
+from torchlipreg.model.parts.parallelism import check_forward_mode
 
 
 @contextlib.contextmanager
@@ -43,7 +55,7 @@ def fixed_function(
 
     Args:
         model: Function, ``nn.Module``, or one wrapped in DDP, DataParallel, FSDP or ``torch.compile``. The modules
-            that a plain function or lambda uses are found by :func:`torchlipreg.model.search.find_modules`.
+            that a plain function or lambda uses are found by :func:`torchlipreg.model.parts.search.find_modules`.
         output: From the model's return value to the tensor that counts; default ``default_output``.
         eager: Step around ``torch.compile``, for transforms that it does not support (``torch.func.jvp``).
         units: The normalisation that the loop has applied to raw inputs: f then takes raw ones.

@@ -11,11 +11,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from torchlipreg.model.buffers import PrivateBuffers, once, widen
-from torchlipreg.model.following import Following
-from torchlipreg.model.hooks import registered
-from torchlipreg.model.kept import Kept
-from torchlipreg.model.modules import (
+from torchlipreg.model.internals.hooks import registered
+from torchlipreg.model.internals.recomputation import checkpointed, recomputes
+from torchlipreg.model.norms.following import Following
+from torchlipreg.model.parts.modules import (
     REFUSED,
     AsFound,
     as_found,
@@ -26,9 +25,10 @@ from torchlipreg.model.modules import (
     submodules,
     unwrap,
 )
-from torchlipreg.model.parallelism import is_sharded, is_wrapped_by_fsdp1
-from torchlipreg.model.plain_tensors import PlainTensors
-from torchlipreg.model.recomputation import checkpointed, recomputes
+from torchlipreg.model.parts.parallelism import is_sharded, is_wrapped_by_fsdp1
+from torchlipreg.model.traces.buffers import PrivateBuffers, once, widen
+from torchlipreg.model.traces.kept import Kept
+from torchlipreg.model.traces.plain_tensors import PlainTensors
 
 UNDER_FSDP1 = frozenset(  # what is put back there: everything else belongs to FSDP
     ("training", "dropout", "forward", "_compiled_call_impl", "attention_bias_cache", "_buffers", "_parameters")

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from torchlipreg.geometry.units import HALF, Units
 from torchlipreg.model.frozen import FrozenState
-from torchlipreg.model.hooks import registered
-from torchlipreg.model.modules import AsFound, compiled_module, has_own_mode, runs_compiled
-from torchlipreg.model.side import SideRows, fit_rows
-from torchlipreg.model.switches import checkpoint_hook, force_eager
+from torchlipreg.model.internals.hooks import registered
+from torchlipreg.model.internals.switches import checkpoint_hook, force_eager
+from torchlipreg.model.parts.modules import AsFound, compiled_module, has_own_mode, runs_compiled
+from torchlipreg.model.parts.side import SideRows, fit_rows
 from torchlipreg.outputs import select
 
 # Of an error that a wrong number of rows makes.

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchlipreg.model.closeness import differs
+from torchlipreg.inspection.closeness import differs
+from torchlipreg.inspection.operations import NARROW, Observer, Writes, observing
+from torchlipreg.inspection.reuse import AGAIN, TOLERANCE
+from torchlipreg.inspection.seen import Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction, forked
-from torchlipreg.model.later import Later
-from torchlipreg.model.modules import compute_dtype, unwrap
-from torchlipreg.model.operations import NARROW, Observer, Writes, observing
-from torchlipreg.model.reuse import AGAIN, TOLERANCE
-from torchlipreg.model.search import find_modules
-from torchlipreg.model.seen import Seen, not_finite, random_values
+from torchlipreg.model.internals.later import Later
+from torchlipreg.model.parts.modules import compute_dtype, unwrap
+from torchlipreg.model.parts.search import find_modules
 
 COUPLING = 1e-3  # of the largest output: a row that moves by more with the others depends on them (half: 32 times)
 

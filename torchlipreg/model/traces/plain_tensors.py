@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.model.buffers import LARGE, widened
-from torchlipreg.model.held import ROOM, put
+from torchlipreg.model.traces.buffers import LARGE, widened
+from torchlipreg.model.traces.held import ROOM, put
 
 LEAST = ROOM // 500  # as which a smaller tensor counts
 

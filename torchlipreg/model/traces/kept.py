@@ -11,7 +11,8 @@ import torch
 import torch.nn.modules.module as torch_hooks
 from torch import Tensor, nn
 
-from torchlipreg.model.held import (
+from torchlipreg.model.parts.search import uses
+from torchlipreg.model.traces.held import (
     CONTAINERS,
     HOLDING,
     ROOM,
@@ -22,8 +23,7 @@ from torchlipreg.model.held import (
     kind_of,
     plain_copy,
 )
-from torchlipreg.model.records import Records
-from torchlipreg.model.search import uses
+from torchlipreg.model.traces.records import Records
 
 MANY = 10_000  # from there on a container, or an object's attributes, are known by their number alone
 LONG = 1_000  # from there on what is inside of them is not noted

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from torchlipreg.model.batchnorm import (
+from torchlipreg.model.norms.batchnorm import (
     can_follow,
     channel_moments,
     depends_on_batch,

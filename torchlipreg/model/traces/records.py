@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchlipreg.model.held import Attributes, refill, restore, same, unchanged
+from torchlipreg.model.traces.held import Attributes, refill, restore, same, unchanged
 
 
 class Records:

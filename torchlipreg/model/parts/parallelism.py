@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from torchlipreg.model.graph import leaves
-from torchlipreg.model.modules import inside_fabric
+from torchlipreg.model.internals.graph import leaves
+from torchlipreg.model.parts.modules import inside_fabric
 
 # Models that were looked at already, and whether FSDP1 wraps a part of them. In each call it would take ViT-tiny .3 ms.
 _HOLDS_FSDP1: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()

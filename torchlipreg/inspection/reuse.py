@@ -10,10 +10,10 @@ from torch import Tensor
 
 from torchlipreg.distributed import largest
 from torchlipreg.geometry.units import HALF
-from torchlipreg.model.closeness import differs
+from torchlipreg.inspection.closeness import differs
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.later import Later
-from torchlipreg.model.side import SideRows
+from torchlipreg.model.internals.later import Later
+from torchlipreg.model.parts.side import SideRows
 from torchlipreg.outputs import default_output, select
 
 SOON, AGAIN = 4, 64  # calls to the second look, to each from then on; in between at 8, 16 and 32

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchlipreg.model.switches import checkpoint_hook_outside
+from torchlipreg.model.internals.switches import checkpoint_hook_outside
 
 
 def recomputing_under(state: Callable[[], AbstractContextManager[Any]]) -> Callable[[Any], Any]:

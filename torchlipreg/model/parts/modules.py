@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from torchlipreg.model.batchnorm import tracks_batches
-from torchlipreg.model.search import find_modules
+from torchlipreg.model.norms.batchnorm import tracks_batches
+from torchlipreg.model.parts.search import find_modules
 
 STOCHASTIC_RATES = ("p", "dropout", "drop_prob")  # nn.Dropout, nn.LSTM and nn.MultiheadAttention, timm's DropPath
 HOLDS_ONE = frozenset(("module", "_forward_module", "_orig_mod"))  # what wrappers call the model inside

@@ -1,0 +1,1 @@
+"""Norms in train mode: BatchNorm whose frozen statistics follow a batch."""
