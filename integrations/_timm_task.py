@@ -11,6 +11,7 @@ from timm.task import TrainingTask
 from torch import Tensor, nn
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.checks import check_instance
 from torchlipreg.distributed import rank, world_size
 from torchlipreg.model.parts.modules import unwrap
 from torchlipreg.outputs import root_probabilities
@@ -246,9 +247,8 @@ def plain_new(cls: type, *args: Any, **kwargs: Any) -> Any:
     return object.__new__(cls)
 
 
-def _check_penalty(penalty: Any) -> LipschitzPenalty:
-    if not isinstance(penalty, LipschitzPenalty):
-        raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
+def _check_penalty(value: Any) -> LipschitzPenalty:
+    penalty = check_instance("penalty", value, LipschitzPenalty)
     if penalty.settings.choose is not None and not _takes_the_tasks_output(penalty):
         raise ValueError(
             "Expected argument `penalty` to have no `choose` beside an `output` function of its own, for which the "

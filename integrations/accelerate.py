@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.checks import check_instance
 
 FILE = "lipschitz_penalty_{}.bin"
 
@@ -56,10 +57,8 @@ def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> Lips
         TypeError: If an argument is of another type.
         ValueError: If the accelerator trains with DeepSpeed ZeRO-3, which fails with two forwards in one backward.
     """
-    if not isinstance(accelerator, Accelerator):
-        raise TypeError(f"Expected argument `accelerator` to be an Accelerator, but got {type(accelerator).__name__}.")
-    if not isinstance(penalty, LipschitzPenalty):
-        raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
+    check_instance("accelerator", accelerator, Accelerator)
+    check_instance("penalty", penalty, LipschitzPenalty)
     if accelerator.distributed_type == DistributedType.DEEPSPEED and _zero_stage(accelerator) == 3:
         raise ValueError(
             "Expected argument `accelerator` to train without DeepSpeed ZeRO-3, which fails with several forwards in "

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.checks import check_instance
 from torchlipreg.integrations._lightning_packages import callback_base
 from torchlipreg.integrations._stepped import Stepped
 
@@ -86,8 +87,7 @@ class LipschitzCallback(_Callback):
         prefix: str = "",
         prog_bar: bool = False,
     ) -> None:
-        if not isinstance(penalty, LipschitzPenalty):
-            raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
+        check_instance("penalty", penalty, LipschitzPenalty)
         if not isinstance(prefix, str):
             raise TypeError(f"Expected argument `prefix` to be a string, but got {type(prefix).__name__}.")
         self.penalty, self.prefix, self.prog_bar = penalty, prefix, prog_bar

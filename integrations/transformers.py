@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.checks import check_instance
 from torchlipreg.integrations._stepped import Stepped
 from torchlipreg.integrations._trainer_input import check_shape, penalised, plain_model, without_loss
 from torchlipreg.integrations._trainer_schedules import Stepping, find_accuracy, load_schedules
@@ -73,8 +74,7 @@ class LipschitzTrainerMixin:
         accuracy: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(penalty, LipschitzPenalty):
-            raise TypeError(f"Expected argument `penalty` to be a LipschitzPenalty, but got {type(penalty).__name__}.")
+        check_instance("penalty", penalty, LipschitzPenalty)
         if not isinstance(penalty_input, (str, type(None))):
             raise TypeError(f"Expected argument `penalty_input` to be a name, but got {type(penalty_input).__name__}.")
         stepped = Stepped(schedules, penalty, accuracy)

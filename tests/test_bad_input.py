@@ -398,7 +398,7 @@ def test_points_outside_of_what_the_model_is_defined_on_are_told(method):
     torch.manual_seed(0)
     layer, x = nn.Linear(4, 3), torch.rand(16, 4)
     x[:, 0] = 0.0
-    with pytest.warns(UserWarning, match="Give that range as `bounds`"):
+    with pytest.warns(UserWarning, match=r"give that range as `bounds`"):
         LipschitzPenalty(method, radius=0.03, num_pairs=8)(lambda z: layer(z.sqrt()), x)
     LipschitzPenalty(method, radius=0.03, num_pairs=8, bounds=(0, 1))(lambda z: layer(z.sqrt()), x)
 

@@ -8,7 +8,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from torchlipreg.geometry.norms import NORMS
 from torchlipreg.geometry.units import Units
 
 P = ParamSpec("P")
+T = TypeVar("T")
 Normalization = tuple[float | Sequence[float], float | Sequence[float]]  # mean and standard deviation, perhaps of each
 
 
@@ -85,6 +86,14 @@ def check_mapping(name: str, value: Any) -> None:
             f"Expected argument `{name}` to be a dict from names to values, or None, but got "
             f"{'a key of ' if isinstance(value, Mapping) else ''}{type(strange[0]).__name__}."
         )
+
+
+def check_instance(name: str, value: Any, kind: type[T]) -> T:
+    """Return ``value``; raise TypeError unless it is an instance of a class."""
+    if not isinstance(value, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise TypeError(f"Expected argument `{name}` to be {article} {kind.__name__}, but got {type(value).__name__}.")
+    return value
 
 
 def check_callable(name: str, value: Any, *, hint: str = "") -> None:

@@ -281,54 +281,60 @@ class LipschitzPenalty:
         if torch.compiler.is_compiling():  # a whole training step: tracing what a call does to flags would go wrong
             eager: Callable[..., Tensor] = torch.compiler.disable(self)  # type: ignore[no-untyped-call]
             return eager(model, x, outputs, update=update, model_kwargs=model_kwargs)
-        check_points("x", x, may_be_empty=world_size() > 1)
-        check_flag("update", update)
-        check_mapping("model_kwargs", model_kwargs)
-        check_parallelism(model)
-        pairs = self._state.pairs
-        if self.settings.persistent and pairs is not None:
-            check_rows("x", x, pairs.x.shape[1:])
+        self._check_call(model, x, update, model_kwargs)
         if self.weight == 0:
             return torch.zeros((), device=x.device)
-        moves = update and torch.is_grad_enabled()
-        if self.settings.choose is not None and outputs is None and (moves or pairs is None):
-            raise ValueError(
-                "Expected argument `outputs`, model(x), at which the penalty's `choose` looks, but got None."
-            )
         if torch.is_inference_mode_enabled():  # in which older versions' torch.func.jvp is zero
             with torch.inference_mode(False), torch.no_grad():
                 return self(model, x, outputs, update=update, model_kwargs=model_kwargs)
-        call = self._state.calls if moves else max(0, self._state.calls - 1)
+        moves = update and torch.is_grad_enabled()
+        self._check_outputs(outputs, moves)
+        call = self._state.calls if moves else max(0, self._state.calls - 1)  # the last one's random numbers again
         if call % self.settings.interval:
             self._state.calls += moves
             return torch.zeros((), device=x.device)
         generator = self._state.generator(x.device, self.settings.seed, call)
         looks = Looks(self.settings, self._state, self._inspector, self._watch)
         step = Step(self.settings, self.radius, self._state, self._reuse, looks, generator, moves)
-        factor, interval = self.weight * self.settings.movement, self.settings.interval
         outcome = step(model, x, outputs, model_kwargs)
+        factor, interval = self.weight * self.settings.movement, self.settings.interval
         penalty = factor * interval * outcome.value
         self._watch.follow(penalty, factor, interval)
-        self._value = penalty.detach()
-        if penalty.requires_grad and not self._was_added:
-            penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
-        if self._state.calls == 0 and outputs is not None:
-            check_unused_parameters(model, outputs, penalty)
-        self._warn_of_size()
-        if moves and not penalty.requires_grad:
-            self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
+        self._report(penalty, model, outputs, moves)
         if outcome.remember is not None:
             outcome.remember()
         self._state.estimate = outcome.estimate
         return penalty
 
-    def _note_backward(self, gradient: Tensor) -> None:
-        self._was_added = True
+    def _check_call(self, model: Callable[..., Any], x: Tensor, update: Any, model_kwargs: Any) -> None:
+        check_points("x", x, may_be_empty=world_size() > 1)
+        check_flag("update", update)
+        check_mapping("model_kwargs", model_kwargs)
+        check_parallelism(model)
+        if self.settings.persistent and self._state.pairs is not None:
+            check_rows("x", x, self._state.pairs.x.shape[1:])
 
-    def _warn_of_size(self) -> None:
+    def _check_outputs(self, outputs: Any, moves: bool) -> None:
+        if self.settings.choose is not None and outputs is None and (moves or self._state.pairs is None):
+            raise ValueError(
+                "Expected argument `outputs`, model(x), at which the penalty's `choose` looks, but got None."
+            )
+
+    def _report(self, penalty: Tensor, model: Callable[..., Any], outputs: Any, moves: bool) -> None:
+        """Note what this call returns, and warn if something about it is amiss."""
+        self._value = penalty.detach()
+        if penalty.requires_grad and not self._was_added:
+            penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
+        if self._state.calls == 0 and outputs is not None:
+            check_unused_parameters(model, outputs, penalty)
         verdict, share = self._watch.verdict(), self._watch.share
         if verdict is not None and share is not None and verdict not in self._state.warned:
             self._state.warn_once(advice(verdict, share, self.weight), key=verdict)
+        if moves and not penalty.requires_grad:
+            self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
+
+    def _note_backward(self, gradient: Tensor) -> None:
+        self._was_added = True
 
     def warn_of_data(self) -> None:
         """Warn if a batch held NaN or infinity since the last time of asking; waits for the GPU, so not in each step.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import ASCENTS, METHODS, Recurrent, conv_bn, dropout_net, mlp, penalty_of
 
-from torchlipreg.model.internals.later import Later
+from torchlipreg.model.internals.to_host import Later
 from torchlipreg.outputs import smallest_margins
 
 READS = ("item", "tolist", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__contains__")

@@ -23,8 +23,9 @@ from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.parts.side import take_rows
 
 OUTSIDE = (
-    "The penalty is not finite, though the outputs at the data are: near the data there are points at which `model` is "
-    "NaN or infinite, as square roots and logarithms are outside of the data's range. Give that range as `bounds`."
+    "The penalty is not finite, though the outputs at the data are: near the data `model` is NaN, infinite or nearly "
+    "so. If it is not defined outside of the data's range, as with square roots and logarithms, give that range as "
+    "`bounds`; if it masks outputs, mask with -1e9."
 )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.call.state import PenaltyState
-from torchlipreg.call.strangers import check_saved
+from torchlipreg.call.state_checks import check_saved
 from torchlipreg.distributed import gather_objects, rank, world_size
 from torchlipreg.geometry.pairs import PairSet
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchlipreg.model.internals.graph import nearest_weights
 from torchlipreg.model.internals.hooks import set_aside
-from torchlipreg.model.internals.later import Later
+from torchlipreg.model.internals.to_host import Later
 
 LOOKS = 50  # that agree before a warning
 SETBACK = 5  # that one which disagrees takes back: it may be noise of a small batch

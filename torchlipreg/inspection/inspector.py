@@ -16,7 +16,7 @@ from torchlipreg.inspection.operations import NARROW, Observer, Writes, observin
 from torchlipreg.inspection.reuse import AGAIN, TOLERANCE
 from torchlipreg.inspection.seen import Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction, forked
-from torchlipreg.model.internals.later import Later
+from torchlipreg.model.internals.to_host import Later
 from torchlipreg.model.parts.modules import compute_dtype, unwrap
 from torchlipreg.model.parts.search import find_modules
 

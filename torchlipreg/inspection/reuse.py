@@ -12,7 +12,7 @@ from torchlipreg.distributed import largest
 from torchlipreg.geometry.units import HALF
 from torchlipreg.inspection.closeness import differs
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.internals.later import Later
+from torchlipreg.model.internals.to_host import Later
 from torchlipreg.model.parts.side import SideRows
 from torchlipreg.outputs import default_output, select
 
