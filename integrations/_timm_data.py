@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import timm.data
 
 from torchlipreg.distributed import rank
+from torchlipreg.notice import warn_user
 
 
 class DataConfig:
@@ -80,4 +80,4 @@ class DataConfig:
 
 def _warn(message: str) -> None:
     if rank() == 0:
-        warnings.warn(message, stacklevel=4)
+        warn_user(message)

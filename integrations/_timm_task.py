@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ from torchlipreg import LipschitzPenalty
 from torchlipreg.checks import check_instance
 from torchlipreg.distributed import rank, world_size
 from torchlipreg.model.parts.modules import unwrap
+from torchlipreg.notice import warn_user
 from torchlipreg.outputs import root_probabilities
 
 STATE_KEY = "lipschitz"
@@ -273,4 +273,4 @@ def _options(penalty: LipschitzPenalty) -> dict[str, Any]:
 
 def _warn(message: str) -> None:
     if rank() == 0:
-        warnings.warn(message, stacklevel=4)
+        warn_user(message)

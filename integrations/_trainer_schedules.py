@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from torchlipreg.integrations._stepped import Stepped
+from torchlipreg.notice import warn_user
 
 
 class Stepping(TrainerCallback):
@@ -28,11 +28,10 @@ class Stepping(TrainerCallback):
         # Saved after an epoch's last step, a checkpoint is resumed in the next: the end of its epoch never comes.
         made_up = self.stepped.after_epochs(math.floor(state.epoch or 0))
         if made_up and self.stepped.follows_accuracy and args.eval_strategy == "epoch":
-            warnings.warn(
+            warn_user(
                 "The Trainer does not evaluate the epoch at whose last step this checkpoint was saved: the "
                 'DiscrepancyWeight goes on without its accuracy. Save by `save_strategy="epoch"`, or evaluate by '
                 '`eval_strategy="steps"`, as often as you save.',
-                stacklevel=2,
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -69,4 +68,4 @@ def load_schedules(stepped: Stepped, path: Path, anew: list[dict[str, Any]]) -> 
         return
     for schedule, state in zip(stepped.schedules, anew, strict=True):
         schedule.load_state_dict(state)
-    warnings.warn(f"There are no schedules in {path.parent}: they start anew.", stacklevel=3)
+    warn_user(f"There are no schedules in {path.parent}: they start anew.")

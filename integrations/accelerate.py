@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.checks import check_instance
+from torchlipreg.notice import warn_user
 
 FILE = "lipschitz_penalty_{}.bin"
 
@@ -119,7 +119,7 @@ def load_penalty(penalty: LipschitzPenalty, path: Path) -> None:
     if path.exists():
         penalty.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     else:
-        warnings.warn(f"There is no penalty in {path.parent}: its pairs start anew.", stacklevel=4)
+        warn_user(f"There is no penalty in {path.parent}: its pairs start anew.")
 
 
 class _Save:

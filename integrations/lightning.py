@@ -13,7 +13,6 @@ Hand ``model`` itself to the penalty, not a lambda that calls it: Fabric refuses
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from torchlipreg import LipschitzPenalty
 from torchlipreg.checks import check_instance
 from torchlipreg.integrations._lightning_packages import callback_base
 from torchlipreg.integrations._stepped import Stepped
+from torchlipreg.notice import warn_user
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback as _Callback
@@ -133,7 +133,7 @@ class LipschitzCallback(_Callback):
         """Warn of a checkpoint without the penalty."""
         is_missing = self.state_key not in checkpoint["callbacks"]
         if is_missing and trainer.state.fn == "fit" and trainer.is_global_zero:
-            warnings.warn("There is no penalty in the checkpoint: its pairs start anew.", stacklevel=2)
+            warn_user("There is no penalty in the checkpoint: its pairs start anew.")
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Go on counting epochs and steps where the trainer does."""
@@ -147,10 +147,9 @@ class LipschitzCallback(_Callback):
         is_old = is_due and self._accuracy_epoch != trainer.current_epoch - 1
         if made_up and is_old and self._stepped.follows_accuracy and trainer.is_global_zero:
             latest = "without one" if self._last_accuracy is None else f"with the last one, {self._last_accuracy:.3g}"
-            warnings.warn(
+            warn_user(
                 "Lightning does not validate the epoch at whose last step this checkpoint was saved: the "
                 f"DiscrepancyWeight goes on {latest}. Save after validation (`save_on_train_epoch_end=True`).",
-                stacklevel=2,
             )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -202,8 +201,7 @@ class LipschitzCallback(_Callback):
         self._warned = True
         if trainer.is_global_zero:
             found = "was never called" if penalty.value is None else "was called, but no backward came through it"
-            warnings.warn(
+            warn_user(
                 f"The penalty of LipschitzCallback {found} in an epoch of training. In `training_step`, return "
                 "`loss + penalty(self, x, out)`, with the same penalty.",
-                stacklevel=2,
             )
