@@ -80,15 +80,16 @@ def escape(app, what, name, obj, options, lines):
 
 
 class Room(SphinxDirective):
-    """Document every module of a folder of the library, whatever files it has: ``.. room:: geometry``."""
+    """Document every module of a folder of the library and of those in it: ``.. room:: geometry``."""
 
     required_arguments = 1
 
     def run(self):
         room, lines = self.arguments[0], []
-        for name in sorted(path.stem for path in (PACKAGE / room).glob("[!_]*.py")):
-            lines += [f".. rubric:: {room}/{name}.py", ""]
-            lines += [f".. automodule:: torchlipreg.{room}.{name}", "   :members:", ""]
+        found = (path.relative_to(PACKAGE).with_suffix("").parts for path in (PACKAGE / room).rglob("[!_]*.py"))
+        for parts in sorted(found, key=lambda parts: (len(parts), parts)):
+            lines += [f".. rubric:: {'/'.join(parts)}.py", ""]
+            lines += [f".. automodule:: {'.'.join(('torchlipreg', *parts))}", "   :members:", ""]
         return self.parse_text_to_nodes("\n".join(lines))
 
 
