@@ -143,7 +143,8 @@ class LipschitzCallback(_Callback):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Step the schedules for an epoch whose end Lightning skips: resumed from a checkpoint after its last batch."""
         made_up = self._stepped.after_epochs(trainer.current_epoch, self._last_accuracy)
-        is_due = trainer.current_epoch % (trainer.check_val_every_n_epoch or 1) == 0
+        every = trainer.check_val_every_n_epoch
+        is_due = every is not None and trainer.current_epoch % every == 0
         is_old = is_due and self._accuracy_epoch != trainer.current_epoch - 1
         if made_up and is_old and self._stepped.follows_accuracy and trainer.is_global_zero:
             latest = "without one" if self._last_accuracy is None else f"with the last one, {self._last_accuracy:.3g}"

@@ -149,7 +149,7 @@ def less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
     dtype = observer.dtype or at_x.dtype  # less precision inside, which a wider output hides
     error = 0.0 if dtype == torch.float64 and q.resolution.limit else ROUNDING * torch.finfo(dtype).eps
     if q.resolution.limit:  # no difference of rounded values: a derivative is off in proportion to itself
-        return q.of(q.difference(pairs) * (1 - error), pairs).amax()
+        return q.of(q.difference(pairs) * max(0.0, 1 - error), pairs).amax()
     difference = (at_x_prime - at_x).abs() - error * (at_x.abs() + at_x_prime.abs())
     return q.of(difference.clamp_min(0), pairs).amax()
 

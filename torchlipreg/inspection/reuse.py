@@ -41,7 +41,8 @@ class LoopOutputs(NamedTuple):
         try:
             y, _ = select(outputs, output, len(x))
         except (TypeError, ValueError) as error:
-            raise type(error)(f"Expected argument `outputs` to be model(x), with {len(x)} rows. {error}") from error
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"Expected argument `outputs` to be model(x), with {len(x)} rows. {error}") from error
         rounded = getattr(default_output(outputs), "dtype", None) in HALF
         return cls(x, y, side, rounded)
 
