@@ -199,7 +199,8 @@ class LipschitzTask(TrainingTask):
         if ema:
             return state
         penalty_state = self._gathered_state or self.penalty.state_dict()
-        penalty_state |= {"weight": self.penalty.weight, "radius": self.penalty.radius}  # pairs alone may be older
+        today = {"weight": self.penalty.weight, "radius": self.penalty.radius}  # pairs alone may be older
+        penalty_state = {**penalty_state, **today}
         return {**state, STATE_KEY: {"options": self._options, "state": penalty_state}}
 
     def load_task_state(
