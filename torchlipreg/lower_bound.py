@@ -35,7 +35,7 @@ SHRINK = 0.01  # from the distance of two data points to this part of it, geomet
 
 @dataclass(frozen=True)
 class Search:
-    """What :func:`torchlipreg.lipschitz_lower_bound` is asked for: its arguments of the same names, checked."""
+    """Power steps towards the largest quotient, by the arguments of ``lipschitz_lower_bound``, checked."""
 
     model: Callable[[Tensor], Any]
     radius: float | None
@@ -83,7 +83,7 @@ class Search:
             return draw_partners(x, draw_rows(x, len(x), rng), rng)
         distance = 1.0 if resolution.limit else self.radius
         pairs = draw_in_ball(x, distance, self.input_norm, rng, on_sphere=True)
-        if resolution.limit:
+        if resolution.limit or self.bounds is None:
             return pairs
         # One that points out of a corner of the bounds is turned round, lest it collapses on x.
         turned = PairSet(x, 2 * x - pairs.x_prime).clamp(self.bounds, anchored=True)

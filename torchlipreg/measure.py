@@ -99,8 +99,8 @@ def operator_norm(
 
     2→2 is the spectral norm, by power iteration on JᵀJ, stopped at ``tol``; it approaches the norm from below.
     1→q (the largest column) and p→∞ (the largest row in the dual norm) are closed forms and cost one backward per
-    output. A network is measured as a fixed function: eval mode, float32; one in half
-    precision in float64, if it can be.
+    output. A network is measured as a fixed function: eval mode, float32. One in half precision is measured in
+    float64 where it allows that.
 
     Args:
         f: Function or ``nn.Module`` from (N, *) to (N, *), rows independent of one another.
@@ -134,18 +134,16 @@ def operator_norm(
     check_count("steps", steps)
     check_number("tol", tol)
     units = check_normalization(normalization)
-    with fixed_function(f, eager=True, units=units, meet=True) as fixed, torch.no_grad():
+    held = functools.partial(fixed_function, f, eager=True, units=units, meet=True)
+    with held() as fixed, torch.no_grad():
         x = in_raw_units(at_least_single(x), units)
-        seen = look_at(f, fixed, x, exact=True)
-        norms = jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
-    if seen.dtype.itemsize < torch.float32.itemsize:
-        with (
-            contextlib.suppress(Exception),  # a model may refuse float64 in its own way
-            fixed_function(f, eager=True, units=units, meet=True, double=True) as fixed,
-            torch.no_grad(),
-        ):
-            return jacobian_norm(fixed, x.double(), input_norm, output_norm, steps, tol).to(x.dtype)
-    return norms
+        if look_at(f, fixed, x, exact=True).dtype.itemsize >= torch.float32.itemsize:
+            return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
+    # A model may refuse float64 in its own way.
+    with contextlib.suppress(Exception), held(double=True) as fixed, torch.no_grad():
+        return jacobian_norm(fixed, x.double(), input_norm, output_norm, steps, tol).to(x.dtype)
+    with held() as fixed, torch.no_grad():
+        return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
 
 
 @_measure
