@@ -287,10 +287,42 @@ def test_a_warmup_that_is_made_first_never_lets_all_of_the_weight_in_at_once():
     assert seen[12:] == pytest.approx([0.1 + 0.09 * k for k in range(8)])
 
 
+def test_a_factor_that_lands_on_all_of_the_weight_stays():
+    """It was taken for a weight that was loaded, and lost."""
+    doubled, tenfold = LipschitzPenalty(weight=1.0), LipschitzPenalty(weight=1.0)
+    warmups = WeightWarmup(doubled, 9), WeightWarmup(tenfold, 9)
+    warmups[0].step()
+    assert doubled.weight == pytest.approx(0.2)
+    doubled.weight *= 5
+    tenfold.weight *= 10
+    for _ in range(9):
+        for warmup in warmups:
+            warmup.step()
+    assert (doubled.weight, tenfold.weight) == pytest.approx((5.0, 10.0))
+
+
+@pytest.mark.parametrize("first", ["penalty", "warmup"])
+def test_a_warmup_in_the_middle_resumes_in_any_order(first):
+    def made():
+        penalty = LipschitzPenalty(weight=0.3)
+        return {"penalty": penalty, "warmup": WeightWarmup(penalty, 8)}
+
+    whole, resumed = made(), made()
+    for _ in range(3):
+        whole["warmup"].step()
+    for name in sorted(resumed, key=lambda name: name != first):
+        resumed[name].load_state_dict(whole[name].state_dict())
+    for _ in range(6):
+        for each in (whole, resumed):
+            each["warmup"].step()
+        assert resumed["penalty"].weight == whole["penalty"].weight
+
+
+@pytest.mark.parametrize("weight", [0.05, 1.3])
 @pytest.mark.parametrize("resumed", [0, 3])
-def test_warmup_of_a_penalty_whose_state_is_loaded_ends_at_its_weight(resumed):
+def test_warmup_of_a_penalty_whose_state_is_loaded_ends_at_its_weight(resumed, weight):
     """As it was, ten times the weight: the state's was taken for a tenth of it."""
-    saved = LipschitzPenalty(weight=0.05).state_dict()
+    saved = LipschitzPenalty(weight=weight).state_dict()
     penalty = LipschitzPenalty(weight=0.05)
     warmup = WeightWarmup(penalty, 5)
     for _ in range(resumed):
@@ -298,7 +330,7 @@ def test_warmup_of_a_penalty_whose_state_is_loaded_ends_at_its_weight(resumed):
     penalty.load_state_dict(saved)
     for _ in range(5):
         warmup.step()
-    assert penalty.weight == 0.05
+    assert penalty.weight == weight
 
 
 def test_a_radius_that_was_taken_away_is_left_so():
@@ -316,6 +348,14 @@ def test_a_state_of_something_else_than_numbers_is_refused_before_anything_chang
     with pytest.raises(ValueError, match="`state` to hold a finite number as 'count'"):
         warmup.load_state_dict({**warmup.state_dict(), "weight": 9.0, "count": bad})
     assert penalty.weight == 0.3 * 0.1
+
+
+@pytest.mark.parametrize(("key", "bad"), [("weight", None), ("count", None), ("count", -1), ("count", 1.5)])
+def test_a_state_with_a_number_that_cannot_be_is_refused(key, bad):
+    warmup = WeightWarmup(LipschitzPenalty(weight=0.3), 4)
+    with pytest.raises((TypeError, ValueError), match=f"`state` to hold a finite number as '{key}'|`count`"):
+        warmup.load_state_dict({**warmup.state_dict(), key: bad})
+    assert warmup.state_dict()["count"] == 0
 
 
 def test_warmup_leaves_a_weight_alone_that_is_set_after_it():

@@ -158,11 +158,13 @@ def check_bounds(bounds: Any, units: Units | None = None) -> tuple[float, float]
     return low, high
 
 
-def check_state_keys(state: Any, keys: set[str], owner: str) -> None:
-    """Raise ValueError unless ``state`` is a dict with these keys and numbers, or None, as values."""
+def check_state_keys(state: Any, keys: set[str], owner: str, *, may_be_none: str | None = None) -> None:
+    """Raise ValueError unless ``state`` is a dict with these keys and numbers as values; one of them may be None."""
     if not isinstance(state, dict) or set(state) != keys:
         got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"Expected argument `state` to be a state of {owner} with keys {sorted(keys)}, but got {got}.")
     for name, value in state.items():
-        if value is not None and not (isinstance(value, numbers.Real) and math.isfinite(value)):
+        if value is None and name == may_be_none:
+            continue
+        if not (isinstance(value, numbers.Real) and math.isfinite(value)):
             raise ValueError(f"Expected argument `state` to hold a finite number as {name!r}, but got {value!r}.")

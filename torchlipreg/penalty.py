@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchlipreg.call.climbing import follow_radius
 from torchlipreg.call.looks import Looks
 from torchlipreg.call.saved import STATE_VERSION, from_dict, gather, to_dict
 from torchlipreg.call.settings import Ascent, Exponent, Method, Settings, Stochastic
@@ -99,6 +100,7 @@ class LipschitzPenalty:
     __slots__ = (
         "__weakref__",
         "_inspector",
+        "_loads",
         "_radius",
         "_reuse",
         "_settings",
@@ -166,6 +168,7 @@ class LipschitzPenalty:
         self._watch = Watch()
         self._value: Tensor | None = None
         self._was_added = False
+        self._loads = 0
 
     def __repr__(self) -> str:
         """Show the mutable attributes and the settings; a function by its name."""
@@ -196,8 +199,7 @@ class LipschitzPenalty:
     @radius.setter
     def radius(self, value: float | None) -> None:
         before, self._radius = self._radius, self.settings.check_radius(value)
-        if self.settings.persistent:
-            self._state.follow_radius(before, self._radius, self.settings.input_norm, self.settings.bounds)
+        follow_radius(self._state, self.settings, before, self._radius)
 
     @property
     def pairs(self) -> PairSet | None:
@@ -222,6 +224,11 @@ class LipschitzPenalty:
     def was_added(self) -> bool:
         """Whether a backward has ever come through what a call returned."""
         return self._was_added
+
+    @property
+    def loads(self) -> int:
+        """How many states were loaded: so a schedule knows a weight that was loaded from one that was set."""
+        return self._loads
 
     @property
     def share(self) -> float | None:
@@ -378,6 +385,7 @@ class LipschitzPenalty:
         loaded = from_dict(state, self._identity())
         weight = check_number("weight", state["weight"])
         self.radius, self.weight, self._state = state["radius"], weight, loaded
+        self._loads += 1
 
     def _identity(self) -> dict[str, Any]:
         names = ("method", "ascent", "input_norm", "output_norm", "num_pairs", "normalization")

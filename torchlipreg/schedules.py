@@ -121,9 +121,9 @@ class DiscrepancyWeight:
             state: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If ``state`` is not a state of this class.
+            TypeError, ValueError: If ``state`` is not a state of this class.
         """
-        check_state_keys(state, {"weight", "waiting_weight"}, type(self).__name__)
+        check_state_keys(state, {"weight", "waiting_weight"}, type(self).__name__, may_be_none="waiting_weight")
         self.penalty.weight, self._waiting_weight = state["weight"], state["waiting_weight"]
 
 
@@ -178,7 +178,7 @@ class ExponentialWeight:
             state: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If ``state`` is not a state of this class.
+            TypeError, ValueError: If ``state`` is not a state of this class.
         """
         check_state_keys(state, {"weight"}, type(self).__name__)
         self.penalty.weight = state["weight"]
@@ -201,7 +201,7 @@ class WeightWarmup:
     counts for more while the weight is low.) While the weight is 0, as that one can hold it, the steps are not counted:
     the weight comes in when it is back. Make this schedule before such a one, which else puts all of the weight back
     for a step. After the last step the weight is exactly the penalty's own, if nobody else has changed it. Save its
-    state with the penalty's: of a weight that was in the middle of coming in it cannot know that.
+    state with the penalty's: where the penalty's alone is loaded, the weight in it is taken for all of the weight.
 
     Args:
         penalty: Its ``weight`` is set to a tenth now, and by :meth:`step`.
@@ -222,7 +222,12 @@ class WeightWarmup:
         self.penalty = penalty
         self.steps = check_count("steps", steps)
         self._count, self._full = 0, penalty.weight
+        self._loads = self._loads_of(penalty)
         self._set()
+
+    @staticmethod
+    def _loads_of(penalty: HasWeight) -> int:
+        return getattr(penalty, "loads", 0)
 
     def _factor(self) -> float:
         return self.START + (1 - self.START) * self._count / self.steps if self._count < self.steps else 1.0
@@ -235,9 +240,10 @@ class WeightWarmup:
         weight = self.penalty.weight
         if weight == 0:
             return
-        # By another schedule, or by hand. Where it is all of the weight again, a state of the penalty was loaded.
-        if weight not in (self._last, self._full):
-            self._full = weight / (self._factor() if self._full else 1.0)
+        loads, self._loads = self._loads, self._loads_of(self.penalty)
+        if weight != self._last:  # changed: by a state that was loaded, by another schedule, by hand
+            is_all = loads != self._loads or self._full == 0
+            self._full = weight if is_all else weight / self._factor()
         self._count = min(self._count + 1, self.steps)
         self._set()
 
@@ -257,11 +263,12 @@ class WeightWarmup:
             state: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If ``state`` is not a state of this class.
+            TypeError, ValueError: If ``state`` is not a state of this class.
         """
         check_state_keys(state, {"weight", "count", "full", "last"}, type(self).__name__)
-        self.penalty.weight, self._count = state["weight"], state["count"]
-        self._full, self._last = state["full"], state["last"]
+        count = check_count("count", state["count"], low=0)
+        self.penalty.weight, self._count = state["weight"], count
+        self._full, self._last, self._loads = state["full"], state["last"], self._loads_of(self.penalty)
 
 
 class RadiusDecay:
@@ -312,7 +319,7 @@ class RadiusDecay:
             state: From :meth:`state_dict`.
 
         Raises:
-            ValueError: If ``state`` is not a state of this class.
+            TypeError, ValueError: If ``state`` is not a state of this class.
         """
-        check_state_keys(state, {"radius"}, type(self).__name__)
+        check_state_keys(state, {"radius"}, type(self).__name__, may_be_none="radius")
         self.penalty.radius = state["radius"]

@@ -332,6 +332,40 @@ def test_inputs_of_another_class_stay_out_of_the_state(method, tmp_path):
     penalty_of(method).load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
 
 
+@pytest.mark.parametrize("crosses", ["out", "in"])
+@pytest.mark.parametrize("ascent", ["sgd", "nesterov", "adam"])
+@pytest.mark.parametrize("method", ["max", "sum"])
+def test_an_ascent_starts_anew_where_the_radius_crosses_the_limit(method, ascent, crosses):
+    """Nesterov's memory of unit directions made pairs at a hundredth jump by nearly one."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double(), torch.rand(8, 4, dtype=torch.float64)
+    first, then = (0.0, 0.01) if crosses == "out" else (0.01, 0.0)
+    penalty = bare(method, radius=first, num_pairs=8, input_norm=2, step_size=1e-6, ascent=ascent)
+    for _ in range(5):
+        penalty(net, x)
+    penalty.radius = then
+    before, state = penalty.pairs, penalty.state_dict()
+    assert before.distance(2).allclose(torch.full((8,), then or 1.0, dtype=torch.float64))
+    fresh = bare(method, radius=then, num_pairs=8, input_norm=2, step_size=1e-6, ascent=ascent)
+    fresh.load_state_dict(state)
+    penalty(net, x)
+    fresh(net, x)
+    assert torch.equal(penalty.pairs.x_prime, fresh.pairs.x_prime)
+    assert (penalty.pairs.x_prime - before.x_prime).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("method", ["max", "sum"])
+def test_pairs_that_leave_the_limit_for_no_radius_stay_in_the_bounds_until_they_are_drawn(method):
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.rand(8, 4)
+    penalty = bare(method, radius=0.0, num_pairs=8, bounds=(0.0, 1.0))
+    penalty(net, x)
+    penalty.radius = None
+    penalty(net, x, update=False)
+    assert penalty.pairs.x_prime.min() >= 0
+    assert penalty.pairs.x_prime.max() <= 1
+
+
 @pytest.mark.parametrize("method", ["max", "sum"])
 def test_pairs_that_leave_the_limit_get_the_distance_of_the_radius(method):
     """As it was, they stayed directions of unit length, a distance of one apart."""

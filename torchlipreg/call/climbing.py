@@ -1,4 +1,4 @@
-"""How pairs climb: the ascent rule that the settings name, and the objective that belongs to it."""
+"""How pairs climb: the ascent rule that the settings name, what it climbs, and its start where ε meets the limit."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from functools import partial
 from torch import Tensor
 
 from torchlipreg.call.region import Region
-from torchlipreg.call.state import Carried
+from torchlipreg.call.settings import Settings
+from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.geometry.ascent import Rule, ascend
-from torchlipreg.geometry.quotient import PairQuotient
+from torchlipreg.geometry.norms import rescale
+from torchlipreg.geometry.pairs import PairSet
+from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.geometry.rules import SGD, Adam, Nesterov, Power
 
 
@@ -58,3 +61,28 @@ def climb(carried: Carried, q: PairQuotient, rule: Rule, region: Region, centre:
         project=partial(region.project, centre=centre),
     )
     return Carried(*moved, carried.side)
+
+
+def follow_radius(state: PenaltyState, settings: Settings, before: float | None, radius: float | None) -> None:
+    """Where a radius comes to the limit ε → 0 or leaves it, make directions of persistent pairs, or pairs of those.
+
+    The ascent starts anew from them: a rule's memory is of the lengths that they had.
+
+    Args:
+        state: Of the penalty.
+        settings: Of the penalty.
+        before: ε until now.
+        radius: ε from now on; with None pairs are drawn anew in the next call.
+    """
+    if state.pairs is None or state.floor is None or not settings.persistent:
+        return
+    now = Resolution(radius, state.floor)
+    if Resolution(before, state.floor).limit == now.limit:
+        return
+    length = 1.0 if now.limit or radius is None else radius
+    x, x_prime = state.pairs
+    pairs = PairSet(x, x + rescale(x_prime - x, length, settings.input_norm))
+    if not now.limit:
+        pairs = pairs.clamp(settings.bounds, anchored=settings.anchored)
+    memory = ascent_rule(Region(settings, now), x).start(pairs)
+    state.replace(pairs, memory, redraw=radius is None)

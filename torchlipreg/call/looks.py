@@ -1,4 +1,4 @@
-"""Looks: what a call sees of the model beside its work, now and then and never waiting for the device."""
+"""Looks: what a call sees of the model beside its work, now and then; after the first call it waits for no device."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ OUTSIDE = (
     "The penalty is not finite, though the outputs at the data are: near the data `model` is NaN, infinite or nearly "
     "so. If it is not defined outside of the data's range, as with square roots and logarithms, give that range as "
     "`bounds`; if it masks outputs, mask with -1e9."
+)
+STEEP = (
+    "The penalty is not finite, though the outputs at the data are: with this `radius` it is a derivative, and that of "
+    "`model` is infinite or NaN there, as a square root's or a norm's is at 0. Give a larger `radius`, or keep the "
+    "model off such points, as by sqrt(x + 1e-6)."
 )
 
 
@@ -70,7 +75,7 @@ class Looks:
         if (caution := f.caution) is not None:
             self.state.warn_once(caution)
         if self.state.floor is None and not bool(quotients.detach().isfinite().all()):
-            self.state.warn_once(OUTSIDE)
+            self.state.warn_once(STEEP if q.resolution.limit else OUTSIDE)
         count = len(quotients) if whole else min(ROWS, len(quotients))
         if self.inspector.due():
             some = f.with_rows(take_rows(carried.side, slice(count)))

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from torchlipreg.distributed import rank
 from torchlipreg.geometry.ascent import Memory, where_memory
-from torchlipreg.geometry.norms import rescale
 from torchlipreg.geometry.pairs import PairSet
-from torchlipreg.geometry.quotient import Resolution
 from torchlipreg.model.parts.side import SideRows, where_rows
 from torchlipreg.notice import warn_user
 
@@ -100,27 +98,11 @@ class PenaltyState:
         self.pairs, self.memory, self.side = carried
         self.valid, self.stuck, self.gathered = valid, stuck, None
 
-    def follow_radius(
-        self, before: float | None, radius: float | None, p: float, bounds: tuple[float, float] | None
-    ) -> None:
-        """Where a radius leaves the limit ε → 0, make pairs of what were directions of unit length there.
-
-        Args:
-            before: ε until now.
-            radius: ε from now on; with None pairs are drawn anew.
-            p: The input norm.
-            bounds: In which pairs stay.
-        """
-        if self.pairs is None or self.floor is None:
-            return
-        if not Resolution(before, self.floor).limit or Resolution(radius, self.floor).limit:
-            return
-        if radius is None:
-            self.stuck = torch.ones(len(self.pairs.x), dtype=torch.bool, device=self.pairs.x.device)
-        else:
-            x, x_prime = self.pairs
-            self.pairs = PairSet(x, x + rescale(x_prime - x, radius, p)).clamp(bounds)
-        self.gathered = None
+    def replace(self, pairs: PairSet, memory: Memory, *, redraw: bool) -> None:
+        """Let other pairs stand for those of the last call, which the next one may draw anew."""
+        self.pairs, self.memory, self.gathered = pairs, memory, None
+        if redraw:
+            self.stuck = torch.ones(len(pairs.x), dtype=torch.bool, device=pairs.x.device)
 
     def warn_of_nonfinite(self) -> None:
         """Warn if a batch since the last time of asking was not finite. Synchronises with the GPU."""

@@ -33,11 +33,12 @@ class Switch:
         Args:
             read: Returns what it is set to.
             write: Sets it.
-            value: What holders set it to.
+            value: What holders set it to, handed to ``write``.
             needed: Says whether it is to be thrown at all, asked where nobody holds it.
         """
         self._read, self._write, self._value, self._needed = read, write, value, needed
         self._lock, self._holders, self._before = threading.RLock(), 0, None
+        self._thrown = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -51,13 +52,16 @@ class Switch:
             yield
             return
         try:
-            if self._holders == 1:  # in here, so that one that is thrown by half is put back
-                self._write(self._value)
+            with self._lock:  # in here, so that one that is thrown by half is put back
+                if not self._thrown:
+                    self._write(self._value)
+                    self._thrown = True
             yield
         finally:
             with self._lock:
                 self._holders -= 1
                 if not self._holders:
+                    self._thrown = False
                     try:
                         self._write(self._before)
                     except BaseException:  # a KeyboardInterrupt fell into that
