@@ -68,4 +68,4 @@ def load_schedules(stepped: Stepped, path: Path, anew: list[dict[str, Any]]) -> 
         return
     for schedule, state in zip(stepped.schedules, anew, strict=True):
         schedule.load_state_dict(state)
-    warn_user(f"There are no schedules in {path.parent}: they start anew.")
+    warn_user(f"There are no schedules in {path.parent}: they start anew, with weight and radius as constructed.")

@@ -149,8 +149,9 @@ class LipschitzCallback(_Callback):
         if made_up and is_old and self._stepped.follows_accuracy and trainer.is_global_zero:
             latest = "without one" if self._last_accuracy is None else f"with the last one, {self._last_accuracy:.3g}"
             warn_user(
-                "Lightning does not validate the epoch at whose last step this checkpoint was saved: the "
-                f"DiscrepancyWeight goes on {latest}. Save after validation (`save_on_train_epoch_end=True`).",
+                "This checkpoint was saved at the last step of an epoch, whose end, and with it the accuracy, "
+                f"Lightning leaves out: the DiscrepancyWeight goes on {latest}. Save after it "
+                "(`save_on_train_epoch_end=True`).",
             )
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -403,6 +403,16 @@ def test_points_outside_of_what_the_model_is_defined_on_are_told(method):
     LipschitzPenalty(method, radius=0.03, num_pairs=8, bounds=(0, 1))(lambda z: layer(z.sqrt()), x)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_infinite_slope_in_the_limit_is_told(method):
+    """Bounds, which the advice for pairs names, were given and did not help."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 3), torch.rand(16, 4)
+    x[:, 0] = 0.0
+    with pytest.warns(UserWarning, match=r"it is a derivative, .* Give a larger `radius`"):
+        LipschitzPenalty(method, radius=0.0, num_pairs=8, bounds=(0, 1))(lambda z: layer(z.sqrt()), x)
+
+
 def test_labels_as_outputs_are_not_blamed_on_the_model():
     with pytest.raises(TypeError, match=r"`outputs` to be model\(x\), with 5 rows"):
         penalty_of("tv")(nn.Linear(4, 3), torch.rand(5, 4), torch.arange(5))

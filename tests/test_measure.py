@@ -261,13 +261,20 @@ ROUNDED = {
     "complex64": lambda x: torch.view_as_real(torch.view_as_complex(x.view(-1, 4, 2)).to(torch.complex64)) + 1e4,
     "complex64 and back": lambda x: (x.to(torch.complex64) + 1e4).to(torch.complex128).real,
     "float8": lambda x: x.to(torch.float8_e4m3fn).float(),
+    "coarser float8": lambda x: x.to(torch.float8_e5m2).float(),
 }
 
 
-@pytest.mark.parametrize("radius", [1e-3, 0.1])
+@pytest.mark.parametrize("radius", [0.0, 1e-3, 0.1])
 @pytest.mark.parametrize("f", ROUNDED.values(), ids=ROUNDED)
 def test_other_narrow_dtypes_make_no_bound_too_large(f, radius):
     assert lipschitz_lower_bound(f, draw(64, 8).double(), radius=radius) <= 1.0
+
+
+@pytest.mark.parametrize("bad", [3, None, "net"])
+def test_a_model_that_cannot_be_called(bad):
+    with pytest.raises(TypeError, match=r"`model` to be callable, but got [a-zA-Z]+\.$"):
+        lipschitz_lower_bound(bad, draw(8, 4))
 
 
 def test_one_number_that_a_model_logs_is_not_its_precision():

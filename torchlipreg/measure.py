@@ -191,13 +191,14 @@ def lipschitz_lower_bound(
 
     Raises:
         TypeError: If ``inputs`` does not give dense floating tensors, or an argument has the wrong type.
-        ValueError: If the model is random, an argument is out of range, the data are not finite or lie outside
-            ``bounds``, or no batch holds the two points that ``radius=None`` needs.
+        ValueError: If the model is random, its outputs or a quotient are not finite, an argument is out of range, the
+            data are not finite or lie outside ``bounds``, or no batch holds the two points that ``radius=None`` needs.
         ImportError: If ``progress`` is asked for and tqdm is not installed.
 
     References:
         Report, eq. (3) and Definition 1.
     """
+    check_callable("model", model)
     check_norm("input_norm", input_norm)
     check_norm("output_norm", output_norm)
     units = check_normalization(normalization)

@@ -271,7 +271,7 @@ def test_a_validation_that_a_resumed_run_leaves_out_is_told(package, tmp_path, e
 
     fit()
     (path,) = (tmp_path / "saved").glob(f"step={epoch * BATCHES}.ckpt")
-    with pytest.warns(UserWarning, match=f"does not validate the epoch .* goes on {latest}"):
+    with pytest.warns(UserWarning, match=f"last step of an epoch, .* goes on {latest}"):
         fit(path)
 
 

@@ -16,6 +16,7 @@ from zoo import METHODS, gradients, mlp, penalty_of, same, traces
 
 from torchlipreg import lipschitz_lower_bound, operator_norm
 from torchlipreg.model.fixed import fixed_function
+from torchlipreg.model.internals.switches import Switch
 from torchlipreg.model.traces.buffers import LARGE, PrivateBuffers
 from torchlipreg.model.traces.kept import Kept
 
@@ -430,6 +431,32 @@ def test_no_dead_tensor_of_a_derivative_is_left_in_a_cache(call):
     assert net.cache is None
     net(x).sum().backward()
     assert net.cache.sum().item() == 12
+
+
+def test_a_switch_is_thrown_for_whoever_holds_it():
+    """A second thread came in while the first was still at it, and ran without."""
+    value, entered, goes_on, seen = ["before"], threading.Event(), threading.Event(), []
+
+    def write(new):
+        entered.set()
+        goes_on.wait(5)
+        value[0] = new
+
+    switch = Switch(lambda: value[0], write, "thrown")
+
+    def hold():
+        with switch.held():
+            seen.append(value[0])
+
+    threads = [threading.Thread(target=hold) for _ in range(2)]
+    threads[0].start()
+    entered.wait(5)
+    threads[1].start()
+    threads[1].join(0.2)
+    goes_on.set()
+    [thread.join() for thread in threads]
+    assert seen == ["thrown", "thrown"]
+    assert value == ["before"]
 
 
 def test_threads_with_a_model_each_leave_torch_as_it_was():

@@ -55,12 +55,12 @@ class FixedFunction:
 
     @property
     def per_position(self) -> bool:
-        """Whether the last output, of this function or of its like, was one for each position: (N, positions, *)."""
+        """Whether the last output, of this function or of one made of it, was (N, positions, *): one for each."""
         return self._state.per_position
 
     @property
     def met_inexact(self) -> bool:
-        """Whether a module that nobody knew has run, in whose train mode the loop's outputs are not f(x)."""
+        """Whether a module that the search had not found has run, and in the loop was not as in the fixed function."""
         return self._state.met_inexact
 
     def with_rows(self, side: SideRows) -> FixedFunction:

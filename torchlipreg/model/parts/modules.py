@@ -122,7 +122,7 @@ def _walk(module: nn.Module, found: dict[nn.Module, None]) -> None:
 
 
 def is_on_cudnn(m: nn.Module) -> bool:
-    """Say whether a recurrent layer runs on cuDNN, where it has parameters on a GPU."""
+    """Say whether a recurrent layer may run on cuDNN: it has parameters on a GPU."""
     return any(p is not None and p.is_cuda for p in m._parameters.values())
 
 
