@@ -17,7 +17,7 @@ from torchlipreg.inspection.reuse import AGAIN, TOLERANCE
 from torchlipreg.inspection.seen import Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction, forked
 from torchlipreg.model.internals.to_host import Later
-from torchlipreg.model.parts.modules import compute_dtype, unwrap
+from torchlipreg.model.parts.modules import compute_dtype, has_parameters, unwrap
 from torchlipreg.model.parts.search import find_modules
 
 COUPLING = 1e-3  # of the largest output: a row that moves by more with the others depends on them (half: 32 times)
@@ -212,15 +212,8 @@ def _roots(model: Any) -> list[Any]:
         return find_modules(model)
     root = model.__self__ if isinstance(model, MethodType) else model
     if type(root) is nn.Sequential:  # often made anew around the same layers, with an activation made anew
-        return [part for child in root if _has_parameters(child) for part in _roots(child)] or [root]
+        return [part for child in root if has_parameters(child) for part in _roots(child)] or [root]
     return [root] if hasattr(type(root), "__weakref__") else []
-
-
-def _has_parameters(m: nn.Module) -> bool:
-    """Say what ``next(m.parameters(), None)`` would, at a third of its cost in every call."""
-    return any(p is not None for p in m._parameters.values()) or any(
-        child is not None and _has_parameters(child) for child in m._modules.values()
-    )
 
 
 def _rng_state(x: Tensor) -> Tensor:
