@@ -61,7 +61,7 @@ class Search:
         check_values("inputs", x, self.bounds)
         typical = float(row_norm(x, self.input_norm).mean())
         resolution = Resolution(self.radius, distance_floor(compute_dtype(self.model, x), typical))
-        start, project = self._start(x, resolution, rng), partial(self._project, limit=resolution.limit)
+        start, project = self._start(x, resolution, rng), partial(self._project, resolution=resolution)
         with self._fixed(eager=resolution.limit) as f:
             if look:
                 look_at(self.model, f, x)
@@ -81,7 +81,7 @@ class Search:
     def _start(self, x: Tensor, resolution: Resolution, rng: torch.Generator) -> PairSet:
         if self.radius is None:
             return draw_partners(x, draw_rows(x, len(x), rng), rng)
-        distance = 1.0 if resolution.limit else self.radius
+        distance = resolution.unit if resolution.limit else self.radius
         pairs = draw_in_ball(x, distance, self.input_norm, rng, on_sphere=True)
         if resolution.limit or self.bounds is None:
             return pairs
@@ -90,11 +90,11 @@ class Search:
         pairs = pairs.clamp(self.bounds, anchored=True)
         return pairs.where(pairs.distance(self.input_norm) >= turned.distance(self.input_norm), turned)
 
-    def _project(self, pairs: PairSet, *, limit: bool) -> PairSet:
-        """Bring moved pairs to unit directions (limit), or closer by one step (no radius) and inside the bounds."""
+    def _project(self, pairs: PairSet, *, resolution: Resolution) -> PairSet:
+        """Bring moved pairs to one length (limit), or closer by one step (no radius) and inside the bounds."""
         direction = pairs.x_prime - pairs.x
-        if limit:
-            return PairSet(pairs.x, pairs.x + rescale(direction, 1.0, self.input_norm))
+        if resolution.limit:
+            return PairSet(pairs.x, pairs.x + rescale(direction, resolution.unit, self.input_norm))
         shrink = SHRINK ** (1 / self.steps) if self.radius is None else 1.0
         return PairSet(pairs.x, pairs.x + shrink * direction).clamp(self.bounds, anchored=True)
 

@@ -233,3 +233,22 @@ def test_the_model_is_not_evaluated_outside_of_the_bounds(method, ascent):
     for _ in range(seen.qsize()):
         low, high = seen.get()
         assert 0 <= low <= high <= 1
+
+
+@pytest.mark.parametrize("size", [1e6, 1e8, 1e10])
+@pytest.mark.parametrize("input_norm", [2, math.inf])
+def test_directions_of_large_inputs_are_not_rounded_away(input_norm, size):
+    """They had unit length, which at inputs of 1e8 is less than float32 resolves: the penalty was zero."""
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(32, 6)
+    values, bounds = [], []
+    for factor in (1.0, size):
+        penalty = LipschitzPenalty("tv", radius=0.0, scale=factor, input_norm=input_norm)
+
+        def model(z, factor=factor):
+            return net(z / factor)
+
+        values.append(penalty(model, factor * x).item())
+        bounds.append(factor * lipschitz_lower_bound(model, factor * x, radius=0.0, input_norm=input_norm))
+    assert values[1] == pytest.approx(values[0], rel=0.02)  # other random starts round in another way
+    assert bounds[1] == pytest.approx(bounds[0], rel=1e-3)

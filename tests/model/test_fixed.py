@@ -26,7 +26,7 @@ from zoo import (
 )
 
 from torchlipreg import lipschitz_lower_bound, operator_norm
-from torchlipreg.model import frozen
+from torchlipreg.model import switched_off
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.parts.modules import all_modules
 
@@ -191,7 +191,7 @@ def test_one_value_for_one_input(kind):
 @pytest.mark.parametrize("on_cudnn", [False, True])
 def test_recurrent_layers_are_in_train_mode_only_where_cudnn_needs_it(on_cudnn, monkeypatch):
     if on_cudnn:
-        monkeypatch.setattr(frozen, "is_on_cudnn", lambda m: type(m) is nn.LSTM)
+        monkeypatch.setattr(switched_off, "is_on_cudnn", lambda m: type(m) is nn.LSTM)
     seen = Seen()
     net = Recurrent()
     net.lstm.register_forward_pre_hook(lambda m, _: seen.append((m.training, m.dropout)))

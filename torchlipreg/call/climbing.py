@@ -79,7 +79,7 @@ def follow_radius(state: PenaltyState, settings: Settings, before: float | None,
     now = Resolution(radius, state.floor)
     if Resolution(before, state.floor).limit == now.limit:
         return
-    length = 1.0 if now.limit or radius is None else radius
+    length = now.unit if now.limit else 1.0 if radius is None else radius
     x, x_prime = state.pairs
     pairs = PairSet(x, x + rescale(x_prime - x, length, settings.input_norm))
     if not now.limit:

@@ -19,6 +19,7 @@ from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.geometry.quotient import PairQuotient
 from torchlipreg.inspection.closeness import without_masks
 from torchlipreg.inspection.inspector import Inspector
+from torchlipreg.inspection.seen import RERUN, Seen
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.parts.side import take_rows
 
@@ -49,6 +50,11 @@ class Looks:
     state: PenaltyState
     inspector: Inspector
     watch: Watch
+
+    def before(self, f: FixedFunction, seen: Seen) -> None:
+        """Warn before the work of what may make it fail."""
+        if seen.reruns and f.found.inexact:
+            self.state.warn_once(RERUN)
 
     def __call__(
         self,

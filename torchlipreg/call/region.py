@@ -19,7 +19,7 @@ class Region:
 
     Attributes:
         settings: Of the penalty.
-        resolution: ε and the floor. In the limit ε → 0 a pair is a point and a direction of unit length.
+        resolution: ε and the floor. In the limit ε → 0 a pair is a point and a direction of a constant length.
     """
 
     settings: Settings
@@ -43,7 +43,7 @@ class Region:
     def draw_around(self, centre: Tensor, rng: torch.Generator) -> PairSet:
         """Draw a pair in the ε-ball around each point, shape (N, *): the start of Algorithms 3 and 4."""
         limit = self.resolution.limit
-        radius = 1.0 if limit else self.resolution.radius or 1.0
+        radius = self.resolution.unit if limit else self.resolution.radius or 1.0
         sphere = limit or (self.projects and self.settings.anchored)
         return self._settled(draw_in_ball(centre, radius, self.settings.input_norm, rng, on_sphere=sphere), rng)
 
@@ -61,7 +61,7 @@ class Region:
         return pairs.clamp(settings.bounds, anchored=settings.anchored)
 
     def project(self, pairs: PairSet, centre: Tensor) -> PairSet:
-        """Bring moved pairs back: to the ε-sphere (ptv), to unit directions (limit), to the bounds.
+        """Bring moved pairs back: to the ε-sphere (ptv), to that length (limit), to the bounds.
 
         Args:
             pairs: Shape (N, *).
@@ -73,7 +73,7 @@ class Region:
         settings, radius = self.settings, self.resolution.radius
         if self.resolution.limit:
             x = pairs.x if settings.bounds is None or settings.anchored else pairs.x.clamp(*settings.bounds)
-            return PairSet(x, x + rescale(pairs.x_prime - pairs.x, 1.0, settings.input_norm))
+            return PairSet(x, x + rescale(pairs.x_prime - pairs.x, self.resolution.unit, settings.input_norm))
         if self.projects and radius is not None:
             moved = on_sphere(pairs, centre, radius, settings.input_norm)
             pairs = PairSet(pairs.x if settings.anchored else moved.x, moved.x_prime)

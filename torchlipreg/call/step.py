@@ -91,6 +91,7 @@ class Step:
         loop = self._looked_at(x, outputs, side, region)
         batch = method.batch(points, side, outputs, self.rng)  # the user's `choose` sees the model as the loop has it
         with fixed as f:
+            self.looks.before(f, seen)
             rule = ascent_rule(region, batch.x)
             carried = method.start(batch, self.state, rule, self.rng)
             fx = self._at_anchor(f, region, carried, batch, loop, seen.drifts)

@@ -30,6 +30,11 @@ class Resolution(NamedTuple):
         return self.radius is not None and self.radius < self.floor
 
     @property
+    def unit(self) -> float:
+        """The length of v in the limit, where any would do: such that x + v does not round v away for large ‖x‖."""
+        return max(1.0, self.floor)
+
+    @property
     def collapse_distance(self) -> float:
         """The distance under which a pair has collapsed: none in the limit, where x′ − x is a mere direction."""
         return 0.0 if self.limit else self.floor

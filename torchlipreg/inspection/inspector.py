@@ -83,7 +83,7 @@ class Inspector:
         no_path, flat = no_path and sure, flat and varies
         coupled, written = coupled and sure, writes.lasting
         dtype = observer.dtype or compute_dtype(model, x)
-        seen = Seen(dtype, stateful, drifts, draws, error, coupled, graph, no_path, flat, whole, written)
+        seen = Seen(dtype, stateful, drifts, draws, error, coupled, graph, no_path, flat, whole, written, f.reruns)
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
         self._seen[_identity(model)] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen

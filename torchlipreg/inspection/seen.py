@@ -25,6 +25,7 @@ class Seen(NamedTuple):
         flat: There is a path, but the gradient to the input is zero, though the outputs differ from point to point.
         whole: It takes the loop's batch, but no part of it.
         written: The operation that writes into what nobody puts back, and the shape of that; None without one.
+        reruns: A part of it runs again in its backward, and is no checkpoint.
     """
 
     dtype: torch.dtype
@@ -38,6 +39,7 @@ class Seen(NamedTuple):
     flat: bool
     whole: bool
     written: str | None
+    reruns: bool
 
     def cautions(self) -> list[str]:
         """Return what the user should know of such a model."""
@@ -67,6 +69,11 @@ WRITTEN = (
     "A forward of argument `model` writes into a tensor that was there before it and is no buffer ({}): what forwards "
     "of the penalty write there, at other points, stays. Make it a buffer (`register_buffer`), which is put back. "
     "Nothing is wrong if it is only a place to compute in."
+)
+RERUN = (
+    "A part of `model` runs anew in its backward, as in reversible blocks and adjoint solvers, and Dropout, BatchNorm "
+    "or the like are in train mode. If they are in that part, the penalty's gradient is wrong, and running statistics "
+    "take in its pairs, or its backward fails: put them in eval mode there, or use torch.utils.checkpoint."
 )
 
 

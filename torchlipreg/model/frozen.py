@@ -5,27 +5,24 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from torchlipreg.model.internals.graph import in_backward
 from torchlipreg.model.internals.hooks import registered
-from torchlipreg.model.internals.recomputation import checkpointed, recomputes
 from torchlipreg.model.norms.following import Following
 from torchlipreg.model.parts.modules import (
     REFUSED,
     AsFound,
     as_found,
     compiled_module,
-    is_on_cudnn,
-    is_wrapper,
     remember_unregistered,
     submodules,
-    unwrap,
 )
 from torchlipreg.model.parts.parallelism import is_sharded, is_wrapped_by_fsdp1
+from torchlipreg.model.switched_off import switch_off
 from torchlipreg.model.traces.buffers import PrivateBuffers, once, widen
 from torchlipreg.model.traces.kept import Kept
 from torchlipreg.model.traces.plain_tensors import PlainTensors
@@ -33,7 +30,6 @@ from torchlipreg.model.traces.plain_tensors import PlainTensors
 UNDER_FSDP1 = frozenset(  # what is put back there: everything else belongs to FSDP
     ("training", "dropout", "forward", "_compiled_call_impl", "attention_bias_cache", "_buffers", "_parameters")
 )
-RNNS = (nn.RNN, nn.LSTM, nn.GRU)  # not subclasses, which may read the flag for a dropout of their own
 
 
 class FrozenState:
@@ -44,6 +40,7 @@ class FrozenState:
         found: The model outside.
         is_sharded: FSDP shards the model.
         met_inexact: A module that was not found has run, with which the loop's outputs are not those of f.
+        reruns: A module has run in a backward, and in no checkpoint.
         norms: BatchNorm whose statistics follow a batch, and norms that give reason for caution.
         stateful: Each forward starts from the frozen values, because one leaves something for the next.
         per_position: The last output was one for each position.
@@ -72,7 +69,7 @@ class FrozenState:
         self._others = [value for value in others if not isinstance(value, (Tensor, nn.Module))]
         self._core, self.modules, self.eager, self.stateful, self._double = core, modules, eager, stateful, double
         self.found: AsFound = as_found(modules)
-        self.met_inexact = self.per_position = False
+        self.met_inexact = self.per_position = self.reruns = self._recomputes = False
         self.is_sharded = is_sharded(modules)
         self._is_fsdp1 = self.is_sharded and is_wrapped_by_fsdp1(modules)
         self._known: set[nn.Module] = set(modules)
@@ -89,8 +86,9 @@ class FrozenState:
     @contextlib.contextmanager
     def applied(self) -> Iterator[bool]:
         """Put the frozen values in place, and the modules' own ones back; say whether there may be other modules."""
-        outside = self._kept, self._start
+        outside = self._kept, self._start, self._recomputes
         self._kept, self._plain = self._notes(), PlainTensors(double=self._double)
+        self._recomputes = in_backward()  # of a checkpoint
         try:
             self._note_outside(self._kept)
             self._find_plain()
@@ -111,7 +109,7 @@ class FrozenState:
             finally:
                 self.norms.unhook()
                 self._private.note_versions(self.buffers)
-                self._kept, self._start = outside
+                self._kept, self._start, self._recomputes = outside
 
     def settle(self) -> None:
         """Close a pass in which statistics of norms followed a batch."""
@@ -128,6 +126,7 @@ class FrozenState:
         return registered(register_module_forward_pre_hook, self._meet)
 
     def _meet(self, m: nn.Module, args: Any) -> None:
+        self.reruns = self.reruns or (in_backward() and not self._recomputes)
         if m not in self._known and threading.get_ident() == self._thread:
             known, was_inexact = len(self._plain.copies), self.found.inexact
             self._take_in(m)
@@ -199,29 +198,14 @@ class FrozenState:
 
     def _freeze(self, m: nn.Module) -> None:
         self._kept.note(m)
-        values = m.__dict__
-        # The flag, not eval(): an overridden train() may edit weights, as LoRA's merge does. cuDNN's RNN backward needs
-        # train mode, so its dropout goes instead.
-        needs_train_mode = type(m) in RNNS and is_on_cudnn(m)
-        if "training" in values:  # OptimizedModule has no flag of its own
-            values["training"] = needs_train_mode
-        if needs_train_mode:
-            values["dropout"] = 0.0
-        if is_wrapper(m):  # reached through a function: see modules.unwrap
-            values["forward"] = unwrap(m)
-        elif "_original_forward" in values:  # Accelerate's mixed precision enters autocast inside model.forward
-            values["forward"] = values["_original_forward"]
-        if self.eager and "_compiled_call_impl" in values:
-            values["_compiled_call_impl"] = None  # of m.compile(), in place
-        if "attention_bias_cache" in values:  # of timm's LeViT and others, filled in eval mode: would keep a graph
-            values["attention_bias_cache"] = {}
-        if not self.eager and "gradient_checkpointing" in values and recomputes(m):
-            values["forward"] = checkpointed(m, values.get("forward", partial(type(m).forward, m)))
-        self._find_plain(values)
+        if not (self.is_sharded or self._recomputes):  # in a loop's backward gradients are being added to
+            self._kept.set_gradients_aside(m)
+        switch_off(m, eager=self.eager)
+        self._find_plain(m.__dict__)
         if m in self.buffers:
             self.norms.place(m)
         if self._double:
-            widen(values)
+            widen(m.__dict__)
 
     def _find_plain(self, own: dict[str, Any] | None = None) -> None:
         """Take copies of plain tensors in the noted places; ``own`` are the attributes of a module."""

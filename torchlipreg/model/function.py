@@ -63,6 +63,11 @@ class FixedFunction:
         """Whether a module that the search had not found has run, and in the loop was not as in the fixed function."""
         return self._state.met_inexact
 
+    @property
+    def reruns(self) -> bool:
+        """Whether a module has run in a backward of this function, and in no checkpoint."""
+        return self._state.reruns
+
     def with_rows(self, side: SideRows) -> FixedFunction:
         """Return the same function with these side inputs, whose rows belong to those of its input."""
         if not side:

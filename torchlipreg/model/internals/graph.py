@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+
+def in_backward() -> bool:
+    """Say whether autograd is in the middle of a backward, in this thread."""
+    return torch._C._current_graph_task_id() >= 0
+
+
+def check_no_transform() -> None:
+    """Raise RuntimeError inside of a transform of ``torch.func``, where an ascent by autograd cannot be."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "A penalty cannot be called inside of a torch.func transform (grad, vmap, jvp): it differentiates by "
+            "autograd. Call it outside, and take gradients by torch.autograd.grad(value, parameters), with "
+            "create_graph=True if they are to be differentiated again. If the transform is another penalty's "
+            "derivative, give that one a `radius` that is not in the limit 0."
+        )
 
 
 def leaves(tensors: list[Tensor]) -> set[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+
 from torchlipreg.model.traces.held import Attributes, refill, restore, same, unchanged
 
 
@@ -18,6 +20,7 @@ class Records:
         containers: Lists, dicts, sets and deques, and what they held, or how many.
         arrays: numpy's, and copies of them.
         cells: Of closures, and what they held.
+        gradients: Parameters, and their ``.grad``.
     """
 
     def __init__(self, only: frozenset[str] | None = None) -> None:
@@ -34,6 +37,20 @@ class Records:
         self.containers: list[tuple[Any, Any]] = []
         self.arrays: list[tuple[Any, Any]] = []
         self.cells: list[tuple[Any, Any]] = []
+        self.gradients: list[tuple[Tensor, Tensor | None]] = []
+
+    def set_gradients_aside(self, m: nn.Module) -> None:
+        """Take the ``.grad`` of a module's own parameters off until ``put_back``.
+
+        The backward of a reversible block calls ``backward()`` of its own, and so adds to it in an ``autograd.grad``
+        that asked for no such thing.
+        """
+        for w in m._parameters.values():
+            if w is not None and w.is_leaf:  # in a functional_call it need not be a parameter
+                own = w.grad
+                self.gradients.append((w, own))
+                if own is not None:
+                    w.grad = None
 
     def differs(self) -> bool:
         """Say whether anything is not as it was noted."""
@@ -54,6 +71,9 @@ class Records:
                 restore(attributes, before)
         for cell, before in self.cells:
             cell.cell_contents = before
+        for w, own in reversed(self.gradients):  # a tied one comes twice
+            if w.grad is not own:
+                w.grad = own
         self.put_back_containers()
 
     def put_back_containers(self) -> None:
