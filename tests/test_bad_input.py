@@ -416,3 +416,25 @@ def test_an_infinite_slope_in_the_limit_is_told(method):
 def test_labels_as_outputs_are_not_blamed_on_the_model():
     with pytest.raises(TypeError, match=r"`outputs` to be model\(x\), with 5 rows"):
         penalty_of("tv")(nn.Linear(4, 3), torch.rand(5, 4), torch.arange(5))
+
+
+class Detector(nn.Module):
+    """Losses in train mode, boxes in eval mode, as torchvision's detectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return {"boxes": self.layer(x)} if self.training else [{"boxes": row} for row in self.layer(x)]
+
+
+@pytest.mark.parametrize("output", [None, lambda y: y["boxes"]])
+def test_a_model_that_returns_something_else_in_eval_mode_is_named(output):
+    with pytest.raises(TypeError, match="In eval mode, as a penalty calls it, the model returned a list"):
+        penalty_of("tv", output=output)(Detector(), torch.rand(5, 4))
+
+
+def test_several_views_are_answered_with_how_to_call():
+    with pytest.raises(TypeError, match=r"`x` to be a tensor, but got list.*call once for each"):
+        penalty_of("tv")(nn.Linear(4, 3), [torch.rand(5, 4), torch.rand(5, 4)])

@@ -1,5 +1,6 @@
 """The discrepancy principle, its warm-up, the decay of the radius; states and errors."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -408,3 +409,27 @@ def test_bad_arguments(build, match):
     with pytest.raises((TypeError, ValueError), match=match):
         build(penalty)
     assert penalty.weight == 0.5
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(("penalty", "warmup", "other"))], ids="-".join)
+@pytest.mark.parametrize("steps", [5, 12])
+def test_chained_schedules_resume_in_any_order(order, steps):
+    """The weight that another schedule had lowered was taken for all of it, if the penalty was loaded last."""
+
+    def made():
+        penalty = LipschitzPenalty("tv", 1.0)
+        return {"penalty": penalty, "warmup": WeightWarmup(penalty, 10), "other": ExponentialWeight(penalty, 0.9)}
+
+    def step(of):
+        of["warmup"].step()
+        of["other"].step()
+
+    whole, resumed = made(), made()
+    for _ in range(steps):
+        step(whole)
+    for name in order:
+        resumed[name].load_state_dict(whole[name].state_dict())
+    for _ in range(8):
+        step(whole)
+        step(resumed)
+        assert resumed["penalty"].weight == whole["penalty"].weight

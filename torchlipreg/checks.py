@@ -150,12 +150,19 @@ def check_bounds(bounds: Any, units: Units | None = None) -> tuple[float, float]
         raise TypeError(f"Expected argument `bounds` to be two numbers (lo, hi), but got {bounds!r}.") from None
     if not low < high:  # also refuses NaN
         raise ValueError(f"Expected argument `bounds` to be (lo, hi) with lo < hi, but got {bounds!r}.")
-    if units is not None and low < 0 and high > 1 and all(0 < m < 1 for m in units.mean):
+    if units is not None and low < 0 and high > 1 and _are_near(low, high, units):
         raise ValueError(
             f"Expected argument `bounds` in raw units, (0, 1) for images, but got {bounds!r}, which look like those of "
             "normalised images: with `normalization`, radius, bounds and norms are told in raw units."
         )
     return low, high
+
+
+def _are_near(low: float, high: float, units: Units) -> bool:
+    """Say whether bounds are near those of images in [0, 1] after their normalisation."""
+    ends = [((0 - m) / s, (1 - m) / s) for m, s in zip(units.mean, units.std, strict=True)]
+    lowest, highest = min(a for a, _ in ends), max(b for _, b in ends)
+    return lowest < 0 < highest and 0.7 < low / lowest < 1.5 and 0.7 < high / highest < 1.5
 
 
 def check_state_keys(state: Any, keys: set[str], owner: str, *, may_be_none: str | None = None) -> None:

@@ -25,6 +25,8 @@ from torchlipreg.model.internals.graph import check_no_transform
 from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
 from torchlipreg.tensor_checks import check_points, check_rows
 
+UNADDED = 400  # calls after which a penalty that nobody has added to a loss is told
+
 
 class LipschitzPenalty:
     """A penalty on the difference quotients of a model over moving pairs of inputs.
@@ -271,8 +273,9 @@ class LipschitzPenalty:
             update: False evaluates the last call's pairs again and moves nothing (closures, SAM, several terms).
                 Nothing moves without gradients either (``no_grad``, ``inference_mode``).
             model_kwargs: What else the model takes by name: attention masks, conditions, class labels. Tensors whose
-                first axis is N are rows of the batch: they come along where only some rows are used, and stay with
-                persistent pairs. Everything else is handed on as it is.
+                first axis is N are rows of the batch: they come along where only some rows are used, stay with
+                persistent pairs, and are held like x: what made them gets no gradient. Everything else is handed on as
+                it is.
 
         Returns:
             ``weight · interval · reduceᵢ (scale · qᵢ)^exponent``, 0-dim, float32 (float64 for a float64 model), with a
@@ -340,6 +343,11 @@ class LipschitzPenalty:
         verdict, share = self._watch.verdict(), self._watch.share
         if verdict is not None and share is not None and verdict not in self._state.warned:
             self._state.warn_once(advice(verdict, share, self.weight), key=verdict)
+        if moves and penalty.requires_grad and self._state.calls >= UNADDED and not self._was_added:
+            self._state.warn_once(
+                f"The penalty was called {UNADDED} times, but no backward came through it: add what it returns to the "
+                "loss. Call it under torch.no_grad() where its value alone is wanted."
+            )
         if moves and not penalty.requires_grad:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
 

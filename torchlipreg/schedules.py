@@ -222,7 +222,7 @@ class WeightWarmup:
         self.penalty = penalty
         self.steps = check_count("steps", steps)
         self._count, self._full = 0, penalty.weight
-        self._loads = self._loads_of(penalty)
+        self._loads, self._resumed = self._loads_of(penalty), None
         self._set()
 
     @staticmethod
@@ -242,7 +242,8 @@ class WeightWarmup:
             return
         loads, self._loads = self._loads, self._loads_of(self.penalty)
         if weight != self._last:  # changed: by a state that was loaded, by another schedule, by hand
-            is_all = loads != self._loads or self._full == 0
+            is_loaded = loads != self._loads and weight != self._resumed  # which was loaded with this schedule's state
+            is_all = is_loaded or self._full == 0
             self._full = weight if is_all else weight / self._factor()
         self._count = min(self._count + 1, self.steps)
         self._set()
@@ -268,7 +269,8 @@ class WeightWarmup:
         check_state_keys(state, {"weight", "count", "full", "last"}, type(self).__name__)
         count = check_count("count", state["count"], low=0)
         self.penalty.weight, self._count = state["weight"], count
-        self._full, self._last, self._loads = state["full"], state["last"], self._loads_of(self.penalty)
+        self._full, self._last, self._resumed = state["full"], state["last"], state["weight"]
+        self._loads = self._loads_of(self.penalty)
 
 
 class RadiusDecay:

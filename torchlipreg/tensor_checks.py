@@ -33,7 +33,8 @@ def in_raw_units(x: Tensor, units: Units | None, name: str = "x") -> Tensor:
 def check_points(name: str, x: Any, *, may_be_empty: bool = False) -> None:
     """Raise unless ``x`` is a real floating tensor of shape (N, *) with N ≥ 1. Reads no values: no GPU sync."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(x).__name__}.")
+        several = " Of several, as crops or views, call once for each." if isinstance(x, (list, tuple)) else ""
+        raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(x).__name__}.{several}")
     if type(x).__name__ == "DTensor":  # by name: the import would cost a second, and moved between versions
         raise TypeError(
             f"Expected argument `{name}` to be a plain tensor, this rank's part of the batch, but got a DTensor: the "

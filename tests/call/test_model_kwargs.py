@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from zoo import METHODS, bare, gradients
+from zoo import METHODS, bare, gradients, penalty_of
 
 from torchlipreg import LipschitzPenalty
 
@@ -247,3 +247,41 @@ def test_a_mask_of_the_whole_batch_in_a_layer_that_asserts(count):
     expected = contextlib.nullcontext() if count is None else pytest.raises(ValueError, match=r"`model_kwargs`")
     with expected:
         penalty(lambda z: layer(z, src_key_padding_mask=mask), x)
+
+
+class Conditioned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.of_condition, self.last = nn.Linear(6, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x, condition=None):
+        return self.last((self.first(x) + self.of_condition(condition)).tanh())
+
+
+@pytest.mark.parametrize("rows", [None, 5])
+@pytest.mark.parametrize("method", ["tv", "ptv"])
+def test_what_makes_a_condition_gets_no_gradient_whether_outputs_are_given_or_not(method, rows):
+    """As f(x) the loop's outputs pulled at it, while x′ was seen with constants: another gradient than either."""
+    torch.manual_seed(0)
+    net, maker, x, text = Conditioned(), nn.Linear(2, 4), torch.randn(8, 6), torch.randn(8, 2)
+    found = []
+    for given in (False, True):
+        net.zero_grad()
+        condition = maker(text)
+        out = net(x, condition)
+        penalty = penalty_of(method, num_pairs=rows)
+        penalty(net, x, out if given else None, model_kwargs={"condition": condition}).backward()
+        assert maker.weight.grad is None
+        assert not (given and penalty.reuses_outputs)
+        found.append(gradients(net))
+    torch.testing.assert_close(*found)
+    out = net(x, condition.detach())  # and where nothing carries a gradient they serve
+    penalty_of(method)(net, x, out, model_kwargs={"condition": condition.detach()}).backward()
+
+
+def test_pairs_are_seen_again_beside_rows_of_another_number():
+    torch.manual_seed(0)
+    net, x, penalty = Conditioned(), torch.randn(8, 6), penalty_of("tv")
+    value = penalty(net, x, model_kwargs={"condition": torch.ones(8, 4)})
+    again = penalty(net, x, update=False, model_kwargs={"condition": torch.ones(5, 4)})
+    torch.testing.assert_close(again, value)

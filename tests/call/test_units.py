@@ -174,6 +174,10 @@ def test_bounds_in_normalised_units_are_named():
         LipschitzPenalty(normalization=(MEAN, STD), bounds=(-2.1, 2.6))
 
 
+def test_bounds_of_other_data_than_images_are_taken():
+    assert LipschitzPenalty(normalization=(0.4, 0.2), bounds=(-0.5, 1.5)).settings.bounds == (-0.5, 1.5)
+
+
 def test_a_state_of_another_normalisation_is_refused():
     state = LipschitzPenalty(normalization=(MEAN, STD)).state_dict()
     with pytest.raises(ValueError, match="normalization"):

@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -161,7 +162,7 @@ def test_every_eighth_call_then_every_sixty_fourth(monkeypatch):
     looks, penalty, net = [], bare("tv", 0.1), mlp()
     monkeypatch.setattr(penalty._watch, "look", lambda value, fx, rounding: looks.append(penalty._watch._calls))
     for _ in range(EARLY * LOOKS + 3 * LATE):
-        penalty(net, torch.randn(4, 6))
+        penalty(net, torch.randn(4, 6)).backward()
     assert looks[:LOOKS] == list(range(EARLY, EARLY * LOOKS + 1, EARLY))
     assert all(call % LATE == 0 for call in looks[LOOKS:])
     assert len(looks) == LOOKS + 3
@@ -335,3 +336,17 @@ def test_outputs_with_enough_digits_are_not(every_call, offset):
 
 def test_a_derivative_does_not_round(every_call):
     assert not any("rounding" in message for message in one_output(1e5, radius=0))
+
+
+@pytest.mark.parametrize("use", ["added", "differentiated", "looked at"])
+def test_a_penalty_that_no_loss_holds_is_told(use, monkeypatch):
+    monkeypatch.setattr("torchlipreg.penalty.UNADDED", 20)
+    net, penalty = mlp(), bare("tv", 0.1)
+    with pytest.warns(UserWarning, match="no backward came through it") if use == "looked at" else nullcontext():
+        for _ in range(25):
+            x = torch.randn(8, 6)
+            loss = net(x).square().mean() + penalty(net, x)
+            if use == "added":
+                loss.backward()
+            elif use == "differentiated":
+                torch.autograd.grad(loss, [*net.parameters()])

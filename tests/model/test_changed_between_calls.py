@@ -284,3 +284,13 @@ def test_a_model_of_less_precision_than_the_first_is_told_where_it_matters(radiu
             penalty(later, x)
         penalty(mlp(), 3 * x)  # another batch is no other precision
         penalty(later, x)
+
+
+def test_a_model_that_is_cast_is_looked_at_anew():
+    """The floor of float32 stayed, and a quotient was up to three times what it is."""
+    torch.manual_seed(0)
+    net, x, penalty = mlp(), torch.rand(16, 6), penalty_of("tv", radius=0.001)
+    penalty(net, x)
+    penalty(net.double(), x.double())
+    with pytest.warns(UserWarning, match="This model computes in torch.bfloat16, which resolves distances from"):
+        penalty(net.bfloat16(), x)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from zoo import mlp, penalty_of
 
+from torchlipreg.inspection.reuse import AGAIN
 from torchlipreg.model.traces.buffers import LARGE
 
 BANK = torch.zeros(16, 3)
@@ -134,3 +135,51 @@ def test_side_inputs_are_watched_and_the_input_is_a_copy():
     with pytest.warns(UserWarning, match=r"writes into a tensor .*aten.copy_.*\(8, 6\)"):
         penalty_of("tv")(overwrites, x, model_kwargs={"condition": condition})
     assert torch.equal(x, before)
+
+
+class Momentum(nn.Module):
+    """A teacher that follows the student, in each forward: as He et al. (arXiv:1911.05722) have it."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.student, self.teacher, self.write = nn.Linear(6, 3), nn.Linear(6, 3).requires_grad_(False), write
+
+    def forward(self, x):
+        with torch.no_grad():
+            for ours, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                self.write(ours, theirs)
+        return self.student(x) + 1e-6 * self.teacher(x)
+
+
+def _assigns(ours, theirs):
+    ours.data = 0.9 * ours.data + 0.1 * theirs.data
+
+
+@pytest.mark.parametrize("write", [_assigns, lambda a, b: a.lerp_(b, 0.1), lambda a, b: a.data.lerp_(b, 0.1)])
+@pytest.mark.parametrize("starts_as_a_copy", [False, True])
+def test_a_moving_average_of_parameters_is_told(write, starts_as_a_copy):
+    """At first a teacher that is a copy does not move; it is looked at again."""
+    torch.manual_seed(0)
+    net, penalty = Momentum(write), penalty_of("tv")
+    if starts_as_a_copy:
+        net.teacher.load_state_dict(net.student.state_dict())
+
+    def train():
+        for _ in range(AGAIN):
+            penalty(net, torch.randn(8, 6)).backward()
+            net.student.weight.data.add_(0.01)
+
+    with pytest.warns(UserWarning, match=r"as of a momentum teacher, write where `self.training` is true"):
+        train()
+
+
+def test_weights_that_are_normalised_in_each_forward_are_not_told():
+    class Normalised(nn.Linear):
+        def forward(self, x):
+            self.weight.data = nn.functional.normalize(self.weight.data, dim=1)
+            return super().forward(x)
+
+    net, penalty = Normalised(6, 3), penalty_of("tv")
+    net(torch.randn(8, 6))
+    for _ in range(AGAIN + 1):
+        penalty(net, torch.randn(8, 6)).backward()  # warnings are errors

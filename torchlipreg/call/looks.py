@@ -85,7 +85,8 @@ class Looks:
         count = len(quotients) if whole else min(ROWS, len(quotients))
         if self.inspector.due():
             some = f.with_rows(take_rows(carried.side, slice(count)))
-            self.inspector.look_again(model, some, carried.pairs.x[:count].detach())
+            if (caution := self.inspector.look_again(model, some, carried.pairs.x[:count].detach())) is not None:
+                self.state.warn_once(caution)
         if self.watch.due():
             self._watch(count, f, q, carried, valid, quotients)
 

@@ -26,7 +26,7 @@ from torchlipreg.inspection.reuse import LoopOutputs, OutputReuse
 from torchlipreg.inspection.seen import Seen
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.parts.side import SideRows, split_side, take_rows
+from torchlipreg.model.parts.side import Kwargs, SideRows, split_side, take_rows
 
 
 class Outcome(NamedTuple):
@@ -68,7 +68,7 @@ class Step:
     rng: torch.Generator
     update: bool
 
-    def __call__(self, model: Callable[..., Any], x: Tensor, outputs: Any, kwargs: Mapping[str, Any] | None) -> Outcome:
+    def __call__(self, model: Callable[..., Any], x: Tensor, outputs: Any, kwargs: Kwargs) -> Outcome:
         """Draw pairs, move them and reduce their quotients; the state does not change yet.
 
         Args:
@@ -88,7 +88,7 @@ class Step:
         if not self.update and (last := self.state.on(points.device)) is not None:
             with fixed as f:
                 return self._as_before(f, region, last, points, side)
-        loop = self._looked_at(x, outputs, side, region)
+        loop = self._looked_at(x, outputs, side, kwargs, region)
         batch = method.batch(points, side, outputs, self.rng)  # the user's `choose` sees the model as the loop has it
         with fixed as f:
             self.looks.before(f, seen)
@@ -185,11 +185,13 @@ class Step:
         q = self._quotient(f, region, previous, fx)
         return Outcome(*reduce(q(previous.pairs, valid), valid, self.settings))
 
-    def _looked_at(self, x: Tensor, outputs: Any, side: SideRows, region: Region) -> LoopOutputs | None:
+    def _looked_at(self, x: Tensor, outputs: Any, side: SideRows, kwargs: Kwargs, region: Region) -> LoopOutputs | None:
         """Return the loop's outputs, their shape checked, if this call looks at them."""
         if outputs is None or not (region.shares_fx or self.settings.choose):
             return None
-        return LoopOutputs.select(x, outputs, side, self.settings.output)
+        # As from embeddings, or from what makes a condition: f(x) would pull at it, with f(x′) holding still.
+        pulls = x.requires_grad or any((kwargs or {})[name].requires_grad for name in side)
+        return LoopOutputs.select(x, outputs, side, self.settings.output, pulls=pulls)
 
     def _at_anchor(
         self,

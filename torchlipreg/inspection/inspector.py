@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from torchlipreg.inspection.closeness import differs
-from torchlipreg.inspection.operations import NARROW, Observer, Writes, observing
+from torchlipreg.inspection.operations import NARROW, Observer, Weights, Writes, observing
 from torchlipreg.inspection.reuse import AGAIN, TOLERANCE
-from torchlipreg.inspection.seen import Seen, not_finite, random_values
+from torchlipreg.inspection.seen import WRITTEN, Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction, forked
 from torchlipreg.model.internals.to_host import Later
-from torchlipreg.model.parts.modules import compute_dtype, has_parameters, unwrap
+from torchlipreg.model.parts.modules import compute_dtype, has_parameters, parameter_dtype, unwrap
 from torchlipreg.model.parts.search import find_modules
 
 COUPLING = 1e-3  # of the largest output: a row that moves by more with the others depends on them (half: 32 times)
@@ -64,7 +64,7 @@ class Inspector:
         f, x = f.uncompiled(), x.nan_to_num(0.0, 0.0, 0.0)
         with f.eagerly(), f.meeting(), forked(x.device):
             f.watch_traces()
-            before = _rng_state(x)
+            before, weights = _rng_state(x), Weights(model)
             observer, writes = Observer(), Writes(f.private_tensors())
             with observing(f, observer, writes):
                 y = f(x).detach()
@@ -81,7 +81,7 @@ class Inspector:
             graph, no_path, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
         sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
         no_path, flat = no_path and sure, flat and varies
-        coupled, written = coupled and sure, writes.lasting
+        coupled, written = coupled and sure, writes.lasting or (weights.replaced if sure else None)
         dtype = observer.dtype or compute_dtype(model, x)
         seen = Seen(dtype, stateful, drifts, draws, error, coupled, graph, no_path, flat, whole, written, f.reruns)
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
@@ -123,28 +123,36 @@ class Inspector:
                 raise ValueError(random_values(None, None, None))
         return self._calls % AGAIN == 0
 
-    def look_again(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> None:
+    def look_again(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> str | None:
         """Look again for randomness, and for what a forward leaves for the next.
 
-        Nothing waits for the device: what is found to be random is raised by a later ``due``.
+        Nothing waits for the device, unless a tensor from before the forward is written: what is found to be random is
+        raised by a later ``due``.
 
         Args:
             model: As the user gave it.
             f: The same as a fixed function.
             x: Data points, raw, shape (N, *), N ≥ 1.
+
+        Returns:
+            What the user should know, if anything.
         """
         if f.is_sharded:
-            return
+            return None
         with f.eagerly(), f.meeting(), forked(x.device):
             f = f.unseeded()
             f.watch_traces()
-            y = f(x).detach()
+            writes, weights = Writes(f.private_tensors()), Weights(model)
+            with observing(f, writes):
+                y = f(x).detach()
             if f.left_something():  # it began to: from here on each forward starts from the same
                 seen, roots = self._seen[_identity(model)]
                 self._seen[_identity(model)] = seen._replace(stateful=True, drifts=True), roots
                 f.set_stateful(True)
             again = f(x).detach()
             self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
+        written = writes.lasting or weights.replaced
+        return None if written is None else WRITTEN.format(written)
 
 
 def half(x: Tensor) -> int:
@@ -197,12 +205,17 @@ def _values(f: FixedFunction, x: Tensor) -> Tensor | None:
 
 
 def _identity(model: Any) -> Any:
-    """Return what is the same in each call with a model: a lambda is often made anew, its code and modules are not."""
+    """Return what is the same in each call with a model: a lambda is often made anew, its code and modules are not.
+
+    A model that is cast to another precision is another one.
+    """
     function = model
     while isinstance(function, (functools.partial, MethodType)):
         function = function.func if isinstance(function, functools.partial) else function.__func__
     layers = [type(layer) for layer in function] if type(function) is nn.Sequential else []
-    return function.__code__ if isinstance(function, FunctionType) else None, *layers, *map(id, _roots(model))
+    code, roots = function.__code__ if isinstance(function, FunctionType) else None, _roots(model)
+    dtypes = (parameter_dtype(root.modules()) for root in roots if isinstance(root, nn.Module))
+    return code, next(filter(None, dtypes), None), *layers, *map(id, roots)
 
 
 def _roots(model: Any) -> list[Any]:

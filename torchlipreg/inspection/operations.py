@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from torchlipreg.geometry.units import HALF
 from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.parts.modules import all_modules
 
 FLOAT8 = tuple(getattr(torch, name) for name in dir(torch) if name.startswith("float8_"))
 NARROW = (*HALF, *FLOAT8, torch.complex32)
@@ -103,6 +104,28 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _is_foreign(self, t: Tensor) -> bool:
         return not self._own.issuperset(_storages(t))
+
+
+class Weights:
+    """The parameters of a model, to which a forward may give other memory, by ``.data``, which no operation shows."""
+
+    def __init__(self, model: Any) -> None:
+        """Note where they are."""
+        weights = [w for m in all_modules(model) for w in m._parameters.values() if w is not None]
+        self._noted = [(w, w.detach(), _address(w)) for w in weights]
+
+    @property
+    def replaced(self) -> str | None:
+        """The shape of one that has got other memory, with other values; None without one."""
+        moved = ((w, before) for w, before, address in self._noted if _address(w) != address)
+        return next((f"`.data` of a parameter of shape {tuple(w.shape)}" for w, b in moved if _differ(w, b)), None)
+
+
+def _address(w: Tensor) -> int:
+    try:
+        return w.data_ptr()
+    except (RuntimeError, NotImplementedError):  # of a kind that has none
+        return 0
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:

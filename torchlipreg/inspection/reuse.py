@@ -28,15 +28,19 @@ class LoopOutputs(NamedTuple):
         y: The loop's outputs, shape (N, *).
         side: What else the model takes, with a row for each of the inputs.
         rounded: What the loop's model returned was in half precision, even if ``y`` is not.
+        pulls: An input carries a gradient, to which f(x) would add while x′ is seen with constants.
     """
 
     x: Tensor
     y: Tensor
     side: SideRows
     rounded: bool
+    pulls: bool
 
     @classmethod
-    def select(cls, x: Tensor, outputs: Any, side: SideRows, output: Callable[[Any], Any] | None) -> LoopOutputs:
+    def select(
+        cls, x: Tensor, outputs: Any, side: SideRows, output: Callable[[Any], Any] | None, *, pulls: bool
+    ) -> LoopOutputs:
         """Select the tensor to penalise from what the loop's model returned: a row for each of x, or ValueError."""
         try:
             y, _ = select(outputs, output, len(x))
@@ -44,7 +48,7 @@ class LoopOutputs(NamedTuple):
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"Expected argument `outputs` to be model(x), with {len(x)} rows. {error}") from error
         rounded = getattr(default_output(outputs), "dtype", None) in HALF
-        return cls(x, y, side, rounded)
+        return cls(x, y, side, rounded, pulls)
 
 
 class OutputReuse:
@@ -86,10 +90,9 @@ class OutputReuse:
         Raises:
             ValueError: If ``loop.y`` has another shape than f(x).
         """
-        # With a gradient to x, as from embeddings, f(x) would pull at x while x′ holds still: recomputed, it does not.
-        (x, y, side, rounded), found = loop, f.found
+        (x, y, side, rounded, pulls), found = loop, f.found
         usable = not (drifts or found.inexact or x.device.type in found.autocast)
-        usable = usable and (not needs_gradient or (y.requires_grad and not x.requires_grad))
+        usable = usable and (not needs_gradient or (y.requires_grad and not pulls))
         usable = usable and not rounded and y.dtype in (torch.float32, torch.float64)
         sharded = f.is_sharded
         # Where a forward is a collective, nothing that differs between ranks, as shapes may, decides on one.

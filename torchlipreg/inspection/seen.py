@@ -67,8 +67,9 @@ FLAT = (
 )
 WRITTEN = (
     "A forward of argument `model` writes into a tensor that was there before it and is no buffer ({}): what forwards "
-    "of the penalty write there, at other points, stays. Make it a buffer (`register_buffer`), which is put back. "
-    "Nothing is wrong if it is only a place to compute in."
+    "of the penalty write there, at other points, stays. Make it a buffer (`register_buffer`), which is put back; a "
+    "parameter, as of a momentum teacher, write where `self.training` is true or outside of the forward. Nothing is "
+    "wrong if it is only a place to compute in."
 )
 RERUN = (
     "A part of `model` runs anew in its backward, as in reversible blocks and adjoint solvers, and Dropout, BatchNorm "
@@ -91,8 +92,8 @@ def random_values(drawn: str | None, y: Tensor | None, again: Tensor | None) -> 
     return (
         "Expected argument `model` to be a function of its input with Dropout and the like switched off, but two "
         f"forwards at the same points differ{off}.{cause} A difference quotient would measure the noise. Draw random "
-        "numbers only where `self.training` is true. A penalty also takes `stochastic`='same', which draws the same at "
-        "both points of a pair."
+        "numbers, and write into parameters, only where `self.training` is true. A penalty also takes "
+        "`stochastic`='same', which draws the same at both points of a pair."
     )
 
 

@@ -92,7 +92,7 @@ class FixedFunction:
         try:
             with self._noise(z):
                 if self._side or self._kwargs:
-                    returned = self._core(z, **self._kwargs, **fit_rows(self._side, z.shape[0]))
+                    returned = self._core(z, **{**self._kwargs, **fit_rows(self._side, z.shape[0])})
                 else:
                     returned = self._core(z)
         except (RuntimeError, ValueError, IndexError, AttributeError, AssertionError) as error:
@@ -100,10 +100,16 @@ class FixedFunction:
             raise
         try:
             y, self._state.per_position = select(returned, self._output, z.shape[0])
-        except ValueError as error:
-            if z.shape[0] != self._batch_size:
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            if isinstance(error, ValueError) and z.shape[0] != self._batch_size:
                 self._explain(error, z.shape[0])
-            raise
+            if not any(self.found.training):
+                raise
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(
+                f"{error} In eval mode, as a penalty calls it, the model returned a {type(returned).__name__}, of "
+                "which `output` is to give the tensor."
+            ) from error
         return y.float() if y.dtype in HALF else y
 
     def _noise(self, z: Tensor) -> contextlib.AbstractContextManager[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -174,7 +174,7 @@ def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:
     return None
 
 
-def parameter_dtype(modules: list[nn.Module]) -> torch.dtype | None:
+def parameter_dtype(modules: Iterable[nn.Module]) -> torch.dtype | None:
     """Return the dtype of the first floating parameter, None without one."""
     for module in modules:
         for parameter in module._parameters.values():

@@ -11,10 +11,11 @@ from torch import Tensor
 from torchlipreg.geometry.norms import per_row
 
 SideRows = dict[str, Tensor]  # a row for each point
+Kwargs = Mapping[str, Any] | None  # as the user gives them
 
 
 def split_side(
-    model_kwargs: Mapping[str, Any] | None, batch_size: int, names: Collection[str] | None = None
+    model_kwargs: Kwargs, batch_size: int, names: Collection[str] | None = None
 ) -> tuple[SideRows, dict[str, Any]]:
     """Tell tensors with a row for each point of the batch from the rest.
 
