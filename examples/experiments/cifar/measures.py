@@ -43,7 +43,8 @@ def _through_jpeg(image, quality=40):
     return np.asarray(Image.open(file))
 
 
-# CIFAR-10-C's kinds (Hendrycks and Dietterich, arXiv:1903.12261) at its greatest severities, by torchvision and Pillow.
+# Kinds of CIFAR-10-C (Hendrycks and Dietterich, arXiv:1903.12261), by torchvision and Pillow: of its greatest severity,
+# the contrast, towards the grey mean, of the one before.
 CORRUPTIONS = {"gaussian blur": blurred, "contrast": pale, "pixelate": coarse, "jpeg": compressed}
 
 

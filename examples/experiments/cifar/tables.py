@@ -1,5 +1,7 @@
 """The tables of the CIFAR-10 experiment."""
 
+import math
+
 from examples.experiments.cifar.goals import goals
 from examples.experiments.cifar.judge import JUDGES, judge
 from examples.experiments.cifar.measures import BOUND, EPSILON, MORE_BOUNDS
@@ -24,15 +26,20 @@ NOTES = {
     "APGD": "APGD: the two gradient attacks of AutoAttack; ℓ∞ in 255ths of the range of a pixel.",
     "AutoAttack": "AutoAttack: the standard four attacks; ℓ∞ in 255ths of the range of a pixel.",
     "noise": "Noise is added as it is, without a clamp to [0, 1].",
-    "corrupted": "corrupted: the mean of Gaussian blur, contrast, pixelate and JPEG as in CIFAR-10-C, on 2,000 images.",
+    "corrupted": "corrupted: the mean of blur, contrast, pixelate and JPEG, kinds of CIFAR-10-C, on 2,000 images.",
 }
+
+
+def _images(count):
+    """So many images, and what their choice leaves open at an accuracy of a quarter."""
+    return f"{count:,} images, the same for all: a standard error of {100 * math.sqrt(3 / 16 / count):.1f} points"
 
 
 def tables(results, network, judged, thoroughly):
     """The gradient attacks have seen the first `judged` images, all of AutoAttack `thoroughly` many."""
     notes = NOTES | {"time": f"time: {results.clock} of a step, relative to plain, taken in turns."}
     seen = {"APGD": judged, "AutoAttack": thoroughly}
-    notes |= {attack: f"{NOTES[attack]} On the first {images:,} images." for attack, images in seen.items()}
+    notes |= {attack: f"{NOTES[attack]} On the first {_images(count)}." for attack, count in seen.items()}
     made = [robustness(results, network, COLUMNS, notes), goals(results, network)]
     by_all = [row for row in results.rows if row["network"] == network and f"autoattack linf {EPSILON}" in row]
     if by_all and judge(results, network)[1] != JUDGES["autoattack"]:  # which has not seen every model

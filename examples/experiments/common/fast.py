@@ -25,7 +25,10 @@ def random_start(model, x, y, epsilon, step=1.25, bounds=(0, 1)):
 
 
 def noise_fgsm(model, x, y, epsilon, noise=2.0, step=1.0, bounds=(0, 1)):
-    """De Jorge et al., arXiv:2202.01181 (N-FGSM): noise of twice ε, a step of ε, and no way back into the ε-cube."""
+    """De Jorge et al., arXiv:2202.01181 (N-FGSM): noise of twice ε, a step of ε, and no way back into the ε-cube.
+
+    Their code brings the noisy start into the images' range as well, here only the end is.
+    """
     return F.cross_entropy(model(noisy_step(model, x, y, epsilon, noise, step, bounds)), y)
 
 

@@ -27,12 +27,17 @@ def pgd_training(model, x, y, epsilon, steps=10, bounds=(0, 1)):
 
 
 def trades(model, x, y, epsilon, beta=6.0, steps=10):
-    """Zhang et al., arXiv:1901.08573: the plain loss plus β times the divergence of the worst neighbour's output."""
+    """Zhang et al., arXiv:1901.08573: the plain loss plus β times the divergence of the worst neighbour's output.
+
+    The neighbour is looked for in eval mode, as by the authors.
+    """
+    was_training = model.training
+    model.eval()
     with torch.no_grad():
         target = model(x).log_softmax(1)
     start = x + 1e-3 * torch.randn_like(x)  # the divergence has no gradient at x itself
     worst = _ascend(lambda z: _divergence(model(z), target), start, x, epsilon, steps, (0, 1))
-    clean = model(x)
+    clean = model.train(was_training)(x)
     return F.cross_entropy(clean, y) + beta * _divergence(model(worst), clean.log_softmax(1))
 
 

@@ -111,15 +111,15 @@ def unlabelled(weight, radius=1.0):
 WAYS = {
     "plain": Way("plain"),
     **{f"decay-{v:g}": Way("weight decay", weight_decay=v) for v in (0.1, 1.0)},
-    **{f"dropout-{v:g}": Way("dropout", dropout=v) for v in (0.5, 0.2)},
-    **{f"noise-{v:g}": Way("Gaussian noise", gaussian_noise, {"sigma": v}) for v in (0.4, 0.2)},
+    **{f"dropout-{v:g}": Way("dropout", dropout=v) for v in (0.5, 0.2, 0.8)},
+    **{f"noise-{v:g}": Way("Gaussian noise", gaussian_noise, {"sigma": v}) for v in (0.4, 0.2, 0.8)},
     **{f"tv-inf-{v:g}": Way("tv ℓ∞, ε .1", penalty=tv(v, math.inf, 0.1)) for v in (0.1, 0.3)},
     **{f"tv-inf-far-{v:g}": Way("tv ℓ∞, ε .2", penalty=tv(v, math.inf, 0.2)) for v in (0.1, 0.3)},
     **{f"tv-pixel-{v:g}": Way("tv ℓ∞, ε 8/255", penalty=tv(v, math.inf, 8 / 255)) for v in (0.1, 0.3, 0.01)},
     **{f"tv-2-{v:g}": Way("tv ℓ2, ε 1", penalty=tv(v, 2, 1.0)) for v in (0.1, 0.3, 0.01)},
-    **{f"smoothing-{v:g}": Way("label smoothing", label_smoothing, {"smoothing": v}) for v in (0.1, 0.3)},
+    **{f"smoothing-{v:g}": Way("label smoothing", label_smoothing, {"smoothing": v}) for v in (0.1, 0.3, 0.5)},
     **{f"mixup-{v:g}": Way("mixup", mixup, {"alpha": v}) for v in (1.0, 0.3)},
-    **{f"jacobian-{v:g}": Way("Jacobian penalty", random_jacobian, {"weight": v}) for v in (0.01, 0.1)},
+    **{f"jacobian-{v:g}": Way("Jacobian penalty", random_jacobian, {"weight": v}) for v in (0.01, 0.1, 0.3, 1.0)},
     "early": Way("early stopping", early=True),
     **{
         f"noise-jacobian-{v:g}": Way("noise and Jacobian", with_noise(random_jacobian), {"sigma": 0.4, "weight": v})
