@@ -431,7 +431,7 @@ class Detector(nn.Module):
 
 @pytest.mark.parametrize("output", [None, lambda y: y["boxes"]])
 def test_a_model_that_returns_something_else_in_eval_mode_is_named(output):
-    with pytest.raises(TypeError, match="In eval mode, as a penalty calls it, the model returned a list"):
+    with pytest.raises(TypeError, match="in eval mode as a penalty calls it, returned a list: does it"):
         penalty_of("tv", output=output)(Detector(), torch.rand(5, 4))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -412,8 +413,9 @@ def test_bad_arguments(build, match):
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations(("penalty", "warmup", "other"))], ids="-".join)
+@pytest.mark.parametrize("first", ["warmup", "other"])
 @pytest.mark.parametrize("steps", [5, 12])
-def test_chained_schedules_resume_in_any_order(order, steps):
+def test_chained_schedules_resume_in_any_order(order, first, steps):
     """The weight that another schedule had lowered was taken for all of it, if the penalty was loaded last."""
 
     def made():
@@ -421,8 +423,8 @@ def test_chained_schedules_resume_in_any_order(order, steps):
         return {"penalty": penalty, "warmup": WeightWarmup(penalty, 10), "other": ExponentialWeight(penalty, 0.9)}
 
     def step(of):
-        of["warmup"].step()
-        of["other"].step()
+        for name in sorted(("warmup", "other"), key=lambda name: name != first):
+            of[name].step()
 
     whole, resumed = made(), made()
     for _ in range(steps):
@@ -433,3 +435,48 @@ def test_chained_schedules_resume_in_any_order(order, steps):
         step(whole)
         step(resumed)
         assert resumed["penalty"].weight == whole["penalty"].weight
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_warmup_in_any_order_of_events_is_its_factor_of_all_the_weight(seed):
+    """Steps, factors by others, resumes in both orders, and rollbacks of the penalty alone, against a plain account."""
+    rng = random.Random(seed)
+    penalty = LipschitzPenalty("tv", 1.0)
+    warmup, count, full, saved = WeightWarmup(penalty, 10), 0, 1.0, []
+
+    def factor():
+        return 0.1 + 0.9 * count / 10
+
+    for _ in range(60):
+        event = rng.choice(["step", "step", "times", "save", "resume", "roll back"])
+        if event == "step":
+            warmup.step()
+            count = min(count + 1, 10)
+            assert penalty.weight == pytest.approx(factor() * full)
+        elif event == "times":
+            by = rng.choice([0.5, 2.0, 3.0])
+            penalty.weight, full = penalty.weight * by, full * by
+        elif event == "save":
+            saved.append((penalty.state_dict(), warmup.state_dict(), count, full))
+        elif saved:
+            of_penalty, of_warmup, then, then_full = rng.choice(saved)
+            if event == "resume":
+                loads = [(penalty, of_penalty), (warmup, of_warmup)]
+                for loaded, state in rng.sample(loads, 2):
+                    loaded.load_state_dict(state)
+                count, full = then, then_full
+                warmup.step()
+                count = min(count + 1, 10)
+            else:
+                penalty.load_state_dict(of_penalty)
+                full = of_penalty["weight"]
+                warmup.step()
+                count = min(count + 1, 10)
+                assert penalty.weight == pytest.approx(factor() * full)
+
+
+@pytest.mark.parametrize("name", ["full", "last"])
+def test_a_state_of_negative_weights_is_refused_at_once(name):
+    warmup = WeightWarmup(LipschitzPenalty(weight=0.3), 4)
+    with pytest.raises(ValueError, match=name):
+        warmup.load_state_dict({**warmup.state_dict(), name: -1.0})

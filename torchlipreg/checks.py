@@ -150,7 +150,7 @@ def check_bounds(bounds: Any, units: Units | None = None) -> tuple[float, float]
         raise TypeError(f"Expected argument `bounds` to be two numbers (lo, hi), but got {bounds!r}.") from None
     if not low < high:  # also refuses NaN
         raise ValueError(f"Expected argument `bounds` to be (lo, hi) with lo < hi, but got {bounds!r}.")
-    if units is not None and low < 0 and high > 1 and _are_near(low, high, units):
+    if units is not None and low < 0 < high and _are_near(low, high, units):
         raise ValueError(
             f"Expected argument `bounds` in raw units, (0, 1) for images, but got {bounds!r}, which look like those of "
             "normalised images: with `normalization`, radius, bounds and norms are told in raw units."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,17 @@ from torchlipreg.model.internals.graph import check_no_transform
 from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
 from torchlipreg.tensor_checks import check_points, check_rows
 
-UNADDED = 400  # calls after which a penalty that nobody has added to a loss is told
+UNADDED = 400  # computed calls after which a penalty that nobody has added to a loss is told
+
+
+class Loaded(NamedTuple):
+    """What a state has brought.
+
+    Attributes:
+        weight: λ.
+    """
+
+    weight: float
 
 
 class LipschitzPenalty:
@@ -103,11 +113,12 @@ class LipschitzPenalty:
     __slots__ = (
         "__weakref__",
         "_inspector",
-        "_loads",
+        "_last_load",
         "_radius",
         "_reuse",
         "_settings",
         "_state",
+        "_unadded",
         "_value",
         "_was_added",
         "_watch",
@@ -171,7 +182,8 @@ class LipschitzPenalty:
         self._watch = Watch()
         self._value: Tensor | None = None
         self._was_added = False
-        self._loads = 0
+        self._unadded = 0  # calls whose value no backward has come through
+        self._last_load: Loaded | None = None
 
     def __repr__(self) -> str:
         """Show the mutable attributes and the settings; a function by its name."""
@@ -229,9 +241,9 @@ class LipschitzPenalty:
         return self._was_added
 
     @property
-    def loads(self) -> int:
-        """How many states were loaded: so a schedule knows a weight that was loaded from one that was set."""
-        return self._loads
+    def last_load(self) -> Loaded | None:
+        """What was loaded last, another object for each state: so a schedule knows a loaded weight from a set one."""
+        return self._last_load
 
     @property
     def share(self) -> float | None:
@@ -343,10 +355,12 @@ class LipschitzPenalty:
         verdict, share = self._watch.verdict(), self._watch.share
         if verdict is not None and share is not None and verdict not in self._state.warned:
             self._state.warn_once(advice(verdict, share, self.weight), key=verdict)
-        if moves and penalty.requires_grad and self._state.calls >= UNADDED and not self._was_added:
+        self._unadded += moves and penalty.requires_grad
+        if self._unadded > UNADDED and not self._was_added:
             self._state.warn_once(
-                f"The penalty was called {UNADDED} times, but no backward came through it: add what it returns to the "
-                "loss. Call it under torch.no_grad() where its value alone is wanted."
+                f"The penalty was computed {UNADDED} times, but no backward came through it: add what it returns to "
+                "the loss. Call it under torch.no_grad() where its value alone is wanted.",
+                key="unadded",
             )
         if moves and not penalty.requires_grad:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
@@ -396,7 +410,7 @@ class LipschitzPenalty:
         loaded = from_dict(state, self._identity())
         weight = check_number("weight", state["weight"])
         self.radius, self.weight, self._state = state["radius"], weight, loaded
-        self._loads += 1
+        self._last_load, self._unadded = Loaded(weight), 0
 
     def _identity(self) -> dict[str, Any]:
         names = ("method", "ascent", "input_norm", "output_norm", "num_pairs", "normalization")

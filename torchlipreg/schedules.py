@@ -10,7 +10,7 @@ from torchlipreg.checks import check_count, check_flag, check_number, check_stat
 
 
 class HasWeight(Protocol):
-    """What a schedule of the weight needs of a penalty."""
+    """What a schedule of the weight needs of a penalty; ``WeightWarmup`` looks at ``last_load`` where there is one."""
 
     weight: float
 
@@ -124,7 +124,9 @@ class DiscrepancyWeight:
             TypeError, ValueError: If ``state`` is not a state of this class.
         """
         check_state_keys(state, {"weight", "waiting_weight"}, type(self).__name__, may_be_none="waiting_weight")
-        self.penalty.weight, self._waiting_weight = state["weight"], state["waiting_weight"]
+        waiting = state["waiting_weight"]
+        waiting = None if waiting is None else check_number("waiting_weight", waiting)
+        self.penalty.weight, self._waiting_weight = state["weight"], waiting
 
 
 class ExponentialWeight:
@@ -222,12 +224,9 @@ class WeightWarmup:
         self.penalty = penalty
         self.steps = check_count("steps", steps)
         self._count, self._full = 0, penalty.weight
-        self._loads, self._resumed = self._loads_of(penalty), None
+        self._resumed: float | None = None  # the weight that belongs to the state of this schedule that was loaded
+        self._load = getattr(penalty, "last_load", None)
         self._set()
-
-    @staticmethod
-    def _loads_of(penalty: HasWeight) -> int:
-        return getattr(penalty, "loads", 0)
 
     def _factor(self) -> float:
         return self.START + (1 - self.START) * self._count / self.steps if self._count < self.steps else 1.0
@@ -237,16 +236,21 @@ class WeightWarmup:
 
     def step(self) -> None:
         """Raise the weight by one part, unless it is 0."""
+        self._look_for_a_load()
         weight = self.penalty.weight
         if weight == 0:
             return
-        loads, self._loads = self._loads, self._loads_of(self.penalty)
-        if weight != self._last:  # changed: by a state that was loaded, by another schedule, by hand
-            is_loaded = loads != self._loads and weight != self._resumed  # which was loaded with this schedule's state
-            is_all = is_loaded or self._full == 0
-            self._full = weight if is_all else weight / self._factor()
+        if weight != self._last or self._full == 0:  # changed, by a load, another schedule or by hand
+            self._full = weight / (self._factor() if self._full else 1.0)
         self._count = min(self._count + 1, self.steps)
         self._set()
+
+    def _look_for_a_load(self) -> None:
+        """Take what is there for all of the weight where it was loaded, and not with a state of this schedule."""
+        load, resumed = getattr(self.penalty, "last_load", None), self._resumed
+        if load is not None and load is not self._load and load.weight != resumed:
+            self._full = 0.0
+        self._load, self._resumed = load, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule's state, the current weight included."""
@@ -268,9 +272,10 @@ class WeightWarmup:
         """
         check_state_keys(state, {"weight", "count", "full", "last"}, type(self).__name__)
         count = check_count("count", state["count"], low=0)
+        full, last = (check_number(name, state[name]) for name in ("full", "last"))
         self.penalty.weight, self._count = state["weight"], count
-        self._full, self._last, self._resumed = state["full"], state["last"], state["weight"]
-        self._loads = self._loads_of(self.penalty)
+        self._full, self._last, self._resumed = full, last, state["weight"]
+        self._load = getattr(self.penalty, "last_load", None)
 
 
 class RadiusDecay:

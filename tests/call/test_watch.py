@@ -350,3 +350,15 @@ def test_a_penalty_that_no_loss_holds_is_told(use, monkeypatch):
                 loss.backward()
             elif use == "differentiated":
                 torch.autograd.grad(loss, [*net.parameters()])
+
+
+@pytest.mark.parametrize("interval", [1, 10])
+def test_a_run_that_goes_on_from_a_state_is_not_told(interval, monkeypatch):
+    monkeypatch.setattr("torchlipreg.penalty.UNADDED", 20)
+    net, penalty = mlp(), bare("tv", 0.1, interval=interval)
+    for _ in range(30):
+        (net(torch.randn(8, 6)).sum() + penalty(net, torch.randn(8, 6))).backward()
+    resumed = bare("tv", 0.1, interval=interval)
+    resumed.load_state_dict(penalty.state_dict())
+    for _ in range(15):  # warnings are errors
+        resumed(net, torch.randn(8, 6))

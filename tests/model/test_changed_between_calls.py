@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from zoo import Counting, Seen, mlp, penalty_of, same, traces
 
+from torchlipreg.inspection.inspector import Inspector
 from torchlipreg.inspection.reuse import AGAIN
 
 
@@ -294,3 +295,18 @@ def test_a_model_that_is_cast_is_looked_at_anew():
     penalty(net.double(), x.double())
     with pytest.warns(UserWarning, match="This model computes in torch.bfloat16, which resolves distances from"):
         penalty(net.bfloat16(), x)
+
+
+def test_a_model_that_makes_its_parameters_in_its_forward_is_looked_at_once(monkeypatch):
+    class Late(nn.Module):
+        def forward(self, x):
+            if not hasattr(self, "weight"):
+                self.weight = nn.Parameter(torch.ones(6, 3, dtype=torch.float64))
+            return x @ self.weight.to(x.dtype)
+
+    looks, look = [], Inspector.look
+    monkeypatch.setattr(Inspector, "look", lambda *args, **kwargs: looks.append(1) or look(*args, **kwargs))
+    net, penalty = Late(), penalty_of("tv")
+    for _ in range(4):
+        penalty(net, torch.randn(8, 6))
+    assert len(looks) == 1

@@ -133,7 +133,7 @@ def test_tied_parameters_get_their_gradient_back():
 
 def test_a_batchnorm_whose_weight_the_backward_asks_for_fails_with_the_way_out():
     net, x = Net(lambda: nn.BatchNorm1d(8), "adjoint"), torch.randn(8, 6)
-    with pytest.warns(UserWarning, match="put them in eval mode there"), pytest.raises(RuntimeError):
+    with pytest.warns(UserWarning, match="Put them in eval mode there"), pytest.raises(RuntimeError):
         penalty_of("tv")(net, x)
     penalty_of("tv")(net.eval(), x).backward()
 
@@ -183,3 +183,24 @@ def test_a_penalty_inside_of_a_transform_is_refused():
             torch.func.grad(loss)(weights, update)
     assert penalty.pairs is None
     (torch.autograd.grad(loss(weights), [*weights.values()], create_graph=True)[0].square().sum()).backward()
+
+
+def test_gradients_in_a_precision_of_their_own_are_left_alone():
+    """Widened by ``.data``, as for accumulation, they cannot be assigned back: they were lost, with an error."""
+    net, x = mlp(), torch.randn(8, 6)
+    net(x).sum().backward()
+    for p in net.parameters():
+        p.grad.data = p.grad.data.double()
+    before = [(p.grad, p.grad.clone()) for p in net.parameters()]
+    penalty_of("tv")(net, x)
+    for p, (own, value) in zip(net.parameters(), before, strict=True):
+        assert p.grad is own
+        assert torch.equal(own, value)
+
+
+def test_what_runs_again_is_told_in_the_first_call_that_has_gradients():
+    net, x, penalty = Net(lambda: nn.Dropout(0.5)), torch.randn(8, 6), penalty_of("tv")
+    with torch.no_grad():
+        penalty(net, x)
+    with pytest.warns(UserWarning, match="runs anew in its backward"):
+        penalty(net, x)

@@ -183,3 +183,18 @@ def test_weights_that_are_normalised_in_each_forward_are_not_told():
     net(torch.randn(8, 6))
     for _ in range(AGAIN + 1):
         penalty(net, torch.randn(8, 6)).backward()  # warnings are errors
+
+
+def test_a_forward_that_casts_a_weight_works():
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 6))
+
+        def forward(self, x):
+            other = torch.float64 if self.weight.dtype == torch.float32 else torch.float32
+            self.weight.data = self.weight.data.to(other)
+            return x @ self.weight.to(x.dtype).mT
+
+    net, x = Cast(), torch.randn(8, 6)
+    penalty_of("tv")(net, x)

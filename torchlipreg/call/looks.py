@@ -86,7 +86,7 @@ class Looks:
         if self.inspector.due():
             some = f.with_rows(take_rows(carried.side, slice(count)))
             if (caution := self.inspector.look_again(model, some, carried.pairs.x[:count].detach())) is not None:
-                self.state.warn_once(caution)
+                self.state.warn_once(caution, key="written")
         if self.watch.due():
             self._watch(count, f, q, carried, valid, quotients)
 

@@ -15,9 +15,10 @@ from torchlipreg.inspection.closeness import differs
 from torchlipreg.inspection.operations import NARROW, Observer, Weights, Writes, observing
 from torchlipreg.inspection.reuse import AGAIN, TOLERANCE
 from torchlipreg.inspection.seen import WRITTEN, Seen, not_finite, random_values
-from torchlipreg.model.function import FixedFunction, forked
+from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.internals.randomness import forked
 from torchlipreg.model.internals.to_host import Later
-from torchlipreg.model.parts.modules import compute_dtype, has_parameters, parameter_dtype, unwrap
+from torchlipreg.model.parts.modules import compute_dtype, parameter_dtype, unwrap
 from torchlipreg.model.parts.search import find_modules
 
 COUPLING = 1e-3  # of the largest output: a row that moves by more with the others depends on them (half: 32 times)
@@ -32,8 +33,10 @@ class Inspector:
         self._calls = 0
 
     def known(self, model: Callable[..., Any]) -> Seen | None:
-        """Return what was seen of a model, None if it has not been looked at."""
+        """Return what was seen of a model; None if it has not been looked at, or without the gradients that are on."""
         seen, roots = self._seen.get(_identity(model), (None, []))
+        if seen is None or (torch.is_grad_enabled() and not seen.with_gradient):
+            return None
         return None if any(root() is None for root in roots) else seen  # another may have got a dead one's id
 
     def look(
@@ -61,7 +64,7 @@ class Inspector:
         Returns:
             What was seen, kept for ``known``.
         """
-        f, x = f.uncompiled(), x.nan_to_num(0.0, 0.0, 0.0)
+        f, x, key = f.uncompiled(), x.nan_to_num(0.0, 0.0, 0.0), _identity(model)  # which a forward may change
         with f.eagerly(), f.meeting(), forked(x.device):
             f.watch_traces()
             before, weights = _rng_state(x), Weights(model)
@@ -83,9 +86,11 @@ class Inspector:
         no_path, flat = no_path and sure, flat and varies
         coupled, written = coupled and sure, writes.lasting or (weights.replaced if sure else None)
         dtype = observer.dtype or compute_dtype(model, x)
-        seen = Seen(dtype, stateful, drifts, draws, error, coupled, graph, no_path, flat, whole, written, f.reruns)
+        seen = Seen(
+            dtype, stateful, drifts, draws, error, coupled, graph, no_path, flat, whole, written, f.reruns, gradient
+        )
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
-        self._seen[_identity(model)] = seen, [weakref.ref(root) for root in _roots(model)]
+        self._seen[key] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,6 +144,7 @@ class Inspector:
         """
         if f.is_sharded:
             return None
+        key = _identity(model)
         with f.eagerly(), f.meeting(), forked(x.device):
             f = f.unseeded()
             f.watch_traces()
@@ -146,8 +152,8 @@ class Inspector:
             with observing(f, writes):
                 y = f(x).detach()
             if f.left_something():  # it began to: from here on each forward starts from the same
-                seen, roots = self._seen[_identity(model)]
-                self._seen[_identity(model)] = seen._replace(stateful=True, drifts=True), roots
+                seen, roots = self._seen[key]
+                self._seen[key] = seen._replace(stateful=True, drifts=True), roots
                 f.set_stateful(True)
             again = f(x).detach()
             self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
@@ -225,7 +231,9 @@ def _roots(model: Any) -> list[Any]:
         return find_modules(model)
     root = model.__self__ if isinstance(model, MethodType) else model
     if type(root) is nn.Sequential:  # often made anew around the same layers, with an activation made anew
-        return [part for child in root if has_parameters(child) for part in _roots(child)] or [root]
+        return [part for child in root if next(child.parameters(), None) is not None for part in _roots(child)] or [
+            root
+        ]
     return [root] if hasattr(type(root), "__weakref__") else []
 
 

@@ -154,6 +154,8 @@ def _storages(t: Any) -> tuple[int, ...]:
 
 
 def _differ(t: Tensor, before: Tensor) -> bool:
+    if (t.dtype, t.device) != (before.dtype, before.device):  # cast or moved: no average of it
+        return False
     if t.shape != before.shape or not t.is_floating_point():
         return not torch.equal(t, before)
     return not torch.allclose(t, before, rtol=ROUNDING, atol=0.0, equal_nan=True)

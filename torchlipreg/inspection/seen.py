@@ -26,6 +26,7 @@ class Seen(NamedTuple):
         whole: It takes the loop's batch, but no part of it.
         written: The operation that writes into what nobody puts back, and the shape of that; None without one.
         reruns: A part of it runs again in its backward, and is no checkpoint.
+        with_gradient: A backward was among what was looked at, unless the model is sharded.
     """
 
     dtype: torch.dtype
@@ -40,6 +41,7 @@ class Seen(NamedTuple):
     whole: bool
     written: str | None
     reruns: bool
+    with_gradient: bool
 
     def cautions(self) -> list[str]:
         """Return what the user should know of such a model."""
@@ -73,8 +75,8 @@ WRITTEN = (
 )
 RERUN = (
     "A part of `model` runs anew in its backward, as in reversible blocks and adjoint solvers, and Dropout, BatchNorm "
-    "or the like are in train mode. If they are in that part, the penalty's gradient is wrong, and running statistics "
-    "take in its pairs, or its backward fails: put them in eval mode there, or use torch.utils.checkpoint."
+    "or the like are in train mode. If they are in that part, the penalty's gradient is wrong and running statistics "
+    "take in its pairs, unless the backward fails. Put them in eval mode there, or use torch.utils.checkpoint."
 )
 
 

@@ -88,7 +88,7 @@ class FrozenState:
         """Put the frozen values in place, and the modules' own ones back; say whether there may be other modules."""
         outside = self._kept, self._start, self._recomputes
         self._kept, self._plain = self._notes(), PlainTensors(double=self._double)
-        self._recomputes = in_backward()  # of a checkpoint
+        self._recomputes = in_backward()  # as a checkpoint does, in the loop's
         try:
             self._note_outside(self._kept)
             self._find_plain()
@@ -126,7 +126,8 @@ class FrozenState:
         return registered(register_module_forward_pre_hook, self._meet)
 
     def _meet(self, m: nn.Module, args: Any) -> None:
-        self.reruns = self.reruns or (in_backward() and not self._recomputes)
+        if in_backward() and m in self._known and not self._recomputes:
+            self.reruns = True
         if m not in self._known and threading.get_ident() == self._thread:
             known, was_inexact = len(self._plain.copies), self.found.inexact
             self._take_in(m)
@@ -198,7 +199,7 @@ class FrozenState:
 
     def _freeze(self, m: nn.Module) -> None:
         self._kept.note(m)
-        if not (self.is_sharded or self._recomputes):  # in a loop's backward gradients are being added to
+        if not (self.is_sharded or self._recomputes):  # FSDP's belong to it; in a backward they are being added to
             self._kept.set_gradients_aside(m)
         switch_off(m, eager=self.eager)
         self._find_plain(m.__dict__)

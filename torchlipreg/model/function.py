@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,12 +13,14 @@ from torch import Tensor
 from torchlipreg.geometry.units import HALF, Units
 from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.internals.hooks import registered
+from torchlipreg.model.internals.randomness import seeded
 from torchlipreg.model.internals.switches import checkpoint_hook, force_eager
 from torchlipreg.model.parts.modules import AsFound, compiled_module, has_own_mode, runs_compiled
 from torchlipreg.model.parts.side import SideRows, fit_rows
 from torchlipreg.outputs import select
 
 # Of an error that a wrong number of rows makes.
+OUTPUT_ERRORS = (TypeError, ValueError, KeyError, IndexError, AttributeError)
 SIZE_WORDS = ("size", "shape", "dimension", "index", "broadcast", "batch")
 
 
@@ -100,16 +102,11 @@ class FixedFunction:
             raise
         try:
             y, self._state.per_position = select(returned, self._output, z.shape[0])
-        except (TypeError, ValueError, LookupError, AttributeError) as error:
+        except OUTPUT_ERRORS as error:
             if isinstance(error, ValueError) and z.shape[0] != self._batch_size:
                 self._explain(error, z.shape[0])
-            if not any(self.found.training):
-                raise
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(
-                f"{error} In eval mode, as a penalty calls it, the model returned a {type(returned).__name__}, of "
-                "which `output` is to give the tensor."
-            ) from error
+            self._explain_output(error, returned)
+            raise
         return y.float() if y.dtype in HALF else y
 
     def _noise(self, z: Tensor) -> contextlib.AbstractContextManager[None]:
@@ -175,6 +172,15 @@ class FixedFunction:
                 "tensors with a row for each point of `x`, so that those of the points in use come along."
             ) from error
 
+    def _explain_output(self, error: Exception, returned: Any) -> None:
+        """Raise the same error with what may be behind it, where the loop has the model in train mode."""
+        is_plain = self._output is None and isinstance(returned, Tensor)
+        if any(self.found.training) and type(error) in OUTPUT_ERRORS and not is_plain:
+            raise type(error)(
+                f"{error} The model, in eval mode as a penalty calls it, returned a {type(returned).__name__}: does it "
+                "return something else in train mode?"
+            ) from error
+
     @property
     def follows(self) -> bool:
         """Whether :meth:`follow_statistics` has anything to do: a BatchNorm in train mode, and gradients."""
@@ -218,20 +224,3 @@ class FixedFunction:
     def is_sharded(self) -> bool:
         """Whether FSDP shards the model, so that a forward is a collective, and gradients are of shards."""
         return self._state.is_sharded
-
-
-def forked(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Leave torch's generators, those of the CPU and of a device, as they were before the context."""
-    if device.type in ("cpu", "mps"):  # whose generator fork_rng() cannot read
-        return torch.random.fork_rng([])
-    return torch.random.fork_rng([device], device_type=device.type)
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw torch's random numbers from a seed for the length of the context; its generators are left as they were."""
-    with forked(device):
-        torch.default_generator.manual_seed(seed)
-        if device.type != "cpu":
-            torch.get_device_module(device).manual_seed(seed)
-        yield

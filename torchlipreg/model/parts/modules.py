@@ -126,13 +126,6 @@ def is_on_cudnn(m: nn.Module) -> bool:
     return any(p is not None and p.is_cuda for p in m._parameters.values())
 
 
-def has_parameters(m: nn.Module) -> bool:
-    """Say what ``next(m.parameters(), None)`` would, at a third of its cost in every call."""
-    return any(p is not None for p in m._parameters.values()) or any(
-        child is not None and has_parameters(child) for child in m._modules.values()
-    )
-
-
 def compute_dtype(model: Callable[[Tensor], Any], x: Tensor) -> torch.dtype:
     """Return the dtype in which the fixed function computes: that of the parameters, or float32 or more without.
 

@@ -48,8 +48,8 @@ class Records:
         for w in m._parameters.values():
             if w is not None and w.is_leaf:  # in a functional_call it need not be a parameter
                 own = w.grad
-                self.gradients.append((w, own))
-                if own is not None:
+                if own is None or _fits(own, w):
+                    self.gradients.append((w, own))
                     w.grad = None
 
     def differs(self) -> bool:
@@ -64,6 +64,9 @@ class Records:
 
     def put_back(self) -> None:
         """Put everything back; may be called again after it was interrupted."""
+        for w, own in reversed(self.gradients):  # a tied one comes twice
+            if w.grad is not own:
+                w.grad = own
         for values, before in self.of_modules:
             restore(values, before, self._only)
         for attributes, before in self.of_objects:
@@ -71,9 +74,6 @@ class Records:
                 restore(attributes, before)
         for cell, before in self.cells:
             cell.cell_contents = before
-        for w, own in reversed(self.gradients):  # a tied one comes twice
-            if w.grad is not own:
-                w.grad = own
         self.put_back_containers()
 
     def put_back_containers(self) -> None:
@@ -88,6 +88,11 @@ class Records:
         for value, before in self.arrays:
             if value.tobytes() != before.tobytes():
                 value[...] = before
+
+
+def _fits(gradient: Tensor, w: Tensor) -> bool:
+    """Say whether a gradient can be assigned: one that was set by ``.data``, as in another precision, cannot."""
+    return (gradient.dtype, gradient.device, gradient.shape) == (w.dtype, w.device, w.shape)
 
 
 def _content(cell: Any) -> Any:
