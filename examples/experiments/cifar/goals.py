@@ -17,7 +17,7 @@ OURS = (
         "tv-fourth",
         "tv-tenth",
     ),
-    *("logits-quarter", "tv-whole"),
+    *("logits-quarter", "tv-whole", "tv-whole-30"),
 )
 
 

@@ -56,7 +56,7 @@ OURS = {
     "tv-fourth": tv(10, 1 / 4, interval=4),
     "tv-tenth": tv(10, 1 / 10),
     "tv-whole": tv(20),
-    "tv-whole-15": tv(15),
+    "tv-whole-30": tv(30),
 }
 KNOBS = {  # of the frontier: ε of training, β, the weight
     "fgsm-4": fgsm(4),
