@@ -180,7 +180,7 @@ WIDE_OPTIONS = st.fixed_dictionaries(
         "num_pairs": st.sampled_from([1, 5, 8]),
         "anchored": st.booleans(),
         "one_sided": st.booleans(),
-        "bounds": st.sampled_from([None, (-3.0, 3.0)]),
+        "bounds": st.sampled_from([None, (-2.5, 3.5)]),
         "noise": st.sampled_from([0.0, 0.1]),
         "normalization": st.sampled_from([None, (0.5, 2.0)]),
     }

@@ -29,7 +29,10 @@ def at_scale(name, images, epochs, factor, judged, thoroughly=1_000, learning_ra
         measures=measures(judged, thoroughly),
         tables=partial(tables, judged=judged, thoroughly=thoroughly),
         draw=partial(draw, name=name),
-        brief=("plain", "fgsm-quarter", "fgsm", "n-fgsm", "pgd", "tv-fourth", "tv-quarter-10", "tv-quarter"),
+        brief=(
+            *("plain", "fgsm-6", "fgsm", "n-fgsm", "pgd", "trades"),
+            *("tv-fourth", "tv-quarter-10", "tv-quarter", "tv-whole"),
+        ),
         quick_recipes=("plain", "fgsm", "tv-quarter", "prior-guided"),
         quick_measures=("curves", "corruptions", "apgd"),
         quick_epochs=20,

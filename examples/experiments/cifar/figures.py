@@ -18,6 +18,7 @@ FAMILIES = {  # a knob turned: recipes in its order
     "PGD-7": (("pgd",), "#000000", "v"),
     "prior-guided FGSM": (("prior-guided",), "#999999", "X"),
     "tv on a quarter, weight": (("tv-quarter-5", "tv-quarter-10", "tv-quarter", "tv-quarter-40"), "#0072B2", "o"),
+    "tv on the whole batch, weight": (("tv-whole", "tv-whole-30"), "#000099", "D"),
     "tv of weight 10, share": (("tv-fourth", "tv-eighth", "tv-quarter-10"), "#009E73", "o"),
     "tv on logits, a quarter": (("logits-quarter",), "#0072B2", "*"),
 }
