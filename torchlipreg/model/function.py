@@ -19,8 +19,8 @@ from torchlipreg.model.parts.modules import AsFound, compiled_module, has_own_mo
 from torchlipreg.model.parts.side import SideRows, fit_rows
 from torchlipreg.outputs import select
 
-# Of an error that a wrong number of rows makes.
 OUTPUT_ERRORS = (TypeError, ValueError, KeyError, IndexError, AttributeError)
+# Of an error that a wrong number of rows makes.
 SIZE_WORDS = ("size", "shape", "dimension", "index", "broadcast", "batch")
 
 
