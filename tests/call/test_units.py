@@ -169,9 +169,10 @@ def test_a_wrong_number_of_channels():
         LipschitzPenalty(normalization=((0.5, 0.5), (1, 1)))(net, x)
 
 
-def test_bounds_in_normalised_units_are_named():
+@pytest.mark.parametrize(("normalization", "bounds"), [((MEAN, STD), (-2.1, 2.6)), ((0.5, 0.5), (-1, 1))])
+def test_bounds_in_normalised_units_are_named(normalization, bounds):
     with pytest.raises(ValueError, match=r"`bounds` in raw units.*look like those of normalised images"):
-        LipschitzPenalty(normalization=(MEAN, STD), bounds=(-2.1, 2.6))
+        LipschitzPenalty(normalization=normalization, bounds=bounds)
 
 
 def test_bounds_of_other_data_than_images_are_taken():
