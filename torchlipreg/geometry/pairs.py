@@ -17,7 +17,7 @@ class PairSet(NamedTuple):
     Attributes:
         x: First points, shape (N, *).
         x_prime: Second points, shape (N, *). In the limit ε → 0, ``x_prime - x`` is the direction of the
-            derivative, of unit length: the pair itself has then shrunk to the point ``x``.
+            derivative, of a constant length: the pair itself has then shrunk to the point ``x``.
     """
 
     x: Tensor
