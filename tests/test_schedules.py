@@ -465,14 +465,12 @@ def test_a_warmup_in_any_order_of_events_is_its_factor_of_all_the_weight(seed):
                 for loaded, state in rng.sample(loads, 2):
                     loaded.load_state_dict(state)
                 count, full = then, then_full
-                warmup.step()
-                count = min(count + 1, 10)
             else:
                 penalty.load_state_dict(of_penalty)
                 full = of_penalty["weight"]
-                warmup.step()
-                count = min(count + 1, 10)
-                assert penalty.weight == pytest.approx(factor() * full)
+            warmup.step()
+            count = min(count + 1, 10)
+            assert penalty.weight == pytest.approx(factor() * full)
 
 
 @pytest.mark.parametrize("name", ["full", "last"])

@@ -225,7 +225,7 @@ class WeightWarmup:
         self.steps = check_count("steps", steps)
         self._count, self._full = 0, penalty.weight
         self._resumed: float | None = None  # the weight that belongs to the state of this schedule that was loaded
-        self._load = getattr(penalty, "last_load", None)
+        self._load = self._latest()
         self._set()
 
     def _factor(self) -> float:
@@ -245,9 +245,12 @@ class WeightWarmup:
         self._count = min(self._count + 1, self.steps)
         self._set()
 
+    def _latest(self) -> Any:
+        return getattr(self.penalty, "last_load", None)
+
     def _look_for_a_load(self) -> None:
         """Take what is there for all of the weight where it was loaded, and not with a state of this schedule."""
-        load, resumed = getattr(self.penalty, "last_load", None), self._resumed
+        load, resumed = self._latest(), self._resumed
         if load is not None and load is not self._load and load.weight != resumed:
             self._full = 0.0
         self._load, self._resumed = load, None
@@ -275,7 +278,7 @@ class WeightWarmup:
         full, last = (check_number(name, state[name]) for name in ("full", "last"))
         self.penalty.weight, self._count = state["weight"], count
         self._full, self._last, self._resumed = full, last, state["weight"]
-        self._load = getattr(self.penalty, "last_load", None)
+        self._load = self._latest()
 
 
 class RadiusDecay:

@@ -376,19 +376,16 @@ JUDGED = (
 )
 
 
-def in_words(values):
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
-
-
 def test_the_table_of_all_of_autoattack_is_that_of_the_records():
+    from examples.experiments.common.tables import spread
+
     _, results = published()
     text = (ROOT / "docs" / "results" / "cifar.md").read_text(encoding="utf-8")
     for name in JUDGED:
         found = by_autoattack(results, name)
         robust, clean = zip(*found.values(), strict=True)
         price = f"{results.step_time('conv', name)[1]:.1f} ×"
-        row = f"| {results.label('conv', name)} | {in_words(clean)} | {in_words(robust)} | {price} |"
+        row = f"| {results.label('conv', name)} | {spread(clean, 1)} | {spread(robust, 1)} | {price} |"
         assert row in text, row
 
 
@@ -423,6 +420,8 @@ def test_on_a_part_of_the_batch_it_lies_on_fgsms_front_at_a_lower_price():
 
 def test_on_the_whole_batch_it_is_level_with_attacks_of_many_steps():
     """As README and docs/results/cifar.md say, at less than half their price."""
+    from examples.experiments.common.tables import per_cent
+
     _, results = published()
     (trades, its_clean), (whole, clean) = (means(results, name) for name in ("trades", "tv-whole"))
     assert abs(trades - whole) < 0.2
@@ -434,10 +433,7 @@ def test_on_the_whole_batch_it_is_level_with_attacks_of_many_steps():
     assert 4 < of_heavy - of_pgd < 4.6
     for strength, of_ours, of_theirs in ((2, "39.7", "36.3"), (4, "33.7", "32.3")):
         column = f"pgd linf {strength / 255}"
-        found = [
-            in_words([100 * v for v in results.numbers("conv", name, column)]).split()[0]
-            for name in ("tv-whole", "pgd")
-        ]
+        found = [per_cent(results.numbers("conv", name, column)).split()[0] for name in ("tv-whole", "pgd")]
         assert found == [of_ours, of_theirs]
     price = {name: results.step_time("conv", name)[1] for name in ("trades", "pgd", "tv-whole", "tv-whole-30")}
     assert max(price["tv-whole"], price["tv-whole-30"]) < min(price["trades"], price["pgd"]) / 2

@@ -1,4 +1,4 @@
-"""Walks over the graph of autograd: which parameters a value depends on, and which of them come last."""
+"""Autograd: is a backward or a transform under way; which parameters a value depends on, and which come last."""
 
 from __future__ import annotations
 
