@@ -408,3 +408,25 @@ def test_the_ratio_counts_complex_parameters():
     assert gradient_ratio(loss, penalty, [w]) == pytest.approx(3.0)
     imaginary = nn.Parameter(torch.tensor([2j]))
     assert gradient_ratio(imaginary.imag.sum(), imaginary.imag.sum(), [imaginary]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e15, 1e30])
+def test_a_quotient_of_any_units_is_that_in_float64(scale, p):
+    _, matrix = linear_map((4, 6))
+    x, x_prime = scale * draw(8, 6), scale * draw(8, 6, seed=1)
+    expected, found = (
+        difference_quotient(lambda z: z @ matrix.to(z).T, x.to(dtype), x_prime.to(dtype), input_norm=p, output_norm=p)
+        for dtype in (torch.float64, torch.float32)
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("p", "q"), TRACTABLE)
+@pytest.mark.parametrize("scale", [1e-25, 1e20, 1e25])
+def test_operator_norm_of_any_units_is_that_in_float64(scale, p, q):
+    model, matrix = linear_map((4, 6))
+    slope = (scale * matrix).float()
+    found = operator_norm(lambda z: nn.functional.linear(z, slope), draw(2, 6).float(), input_norm=p, output_norm=q)
+    expected = scale * oracles.matrix_norm(matrix, p, q)
+    torch.testing.assert_close(found.double(), torch.full((2,), float(expected)).double(), rtol=1e-4, atol=0)

@@ -23,7 +23,7 @@ from torchlipreg.checks import (
     check_number,
 )
 from torchlipreg.geometry.derivative import jacobian_norm
-from torchlipreg.geometry.norms import row_norm
+from torchlipreg.geometry.norms import scaled_norm
 from torchlipreg.geometry.units import at_least_single
 from torchlipreg.lower_bound import Search, look_at
 from torchlipreg.model.fixed import fixed_function
@@ -69,8 +69,8 @@ def difference_quotient(
             f"Expected argument `x_prime` to have the shape of `x`, {tuple(x.shape)}, but got {tuple(x_prime.shape)}."
         )
     at_x, at_x_prime = (at_least_single(select(f(z), None, len(z))[0]) for z in (x, x_prime))
-    distance = row_norm(at_least_single(x_prime) - at_least_single(x), input_norm)
-    return row_norm(at_x_prime - at_x, output_norm) / distance.clamp_min(torch.finfo(distance.dtype).tiny)
+    distance = scaled_norm(at_least_single(x_prime) - at_least_single(x), input_norm)
+    return scaled_norm(at_x_prime - at_x, output_norm) / distance.clamp_min(torch.finfo(distance.dtype).tiny)
 
 
 def _measure(measure: Callable[P, R]) -> Callable[P, R]:
@@ -297,9 +297,8 @@ def _gradient_size(value: Tensor, parameters: list[Tensor]) -> float:
             "A compiled model frees what its backward needs, so that two cannot be taken. Compare the gradients with "
             "the module that was compiled, or once before it is."
         ) from error
-    known = [torch.view_as_real(g) if g.is_complex() else g for g in gradients if g is not None]
-    squares = [g.double().square().sum() for g in known]
-    return math.sqrt(sum(float(square) for square in squares))
+    known = [torch.view_as_real(g) if g.is_complex() else g for g in gradients if g is not None and g.numel()]
+    return math.hypot(*(float(scaled_norm(at_least_single(g).reshape(1, -1), 2)) for g in known))
 
 
 def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:

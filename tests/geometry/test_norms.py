@@ -13,6 +13,7 @@ from torchlipreg.geometry.norms import (
     random_in_ball,
     rescale,
     row_norm,
+    scaled_norm,
     steepest_direction,
 )
 
@@ -59,6 +60,20 @@ def test_norm_gradient_does_not_depend_on_the_scale(scale, p):
     v = torch.cat([draw((6, 5), torch.float32), torch.zeros(1, 5)])
     torch.testing.assert_close(norm_gradient(scale * v, p), norm_gradient(v, p))
     assert torch.equal(norm_gradient(v, p)[-1], torch.zeros(5))
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("scale", [1e-37, 1e-25, 1.0, 1e25, 1e37])
+def test_scaled_norm_neither_vanishes_nor_overflows(scale, p):
+    v = torch.cat([scale * draw((6, 5), torch.float32), torch.zeros(1, 5)])
+    torch.testing.assert_close(scaled_norm(v, p).double(), row_norm(v.double(), p), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e25, 1e37])
+def test_rows_are_rescaled_from_any_length(scale, p):
+    v = torch.cat([scale * draw((6, 5), torch.float32), torch.zeros(1, 5)])
+    torch.testing.assert_close(row_norm(rescale(v, 0.3, p), p), torch.tensor([0.3] * 6 + [0.0]))
 
 
 @pytest.mark.parametrize("p", NORMS)

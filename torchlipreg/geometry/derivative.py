@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from torchlipreg.geometry.norms import dual_exponent, per_row, rescale, row_norm
+from torchlipreg.geometry.norms import dual_exponent, per_row, rescale, row_norm, scaled_norm
 from torchlipreg.geometry.plain import PlainFormulas
 
 Function = Callable[[Tensor], Tensor]
 _ONE_AT_A_TIME = threading.RLock()  # torch's levels of forward mode are those of the process, not of a thread
-SETTLED = 32  # a direction v has settled where ‖JᵀJ v − σ² v‖ is at most so many tolerances of σ²
+SETTLED = 32  # a direction v has settled where ‖Jᵀ J v / σ − σ v‖ is at most so many tolerances of σ = ‖J v‖
 PullBack = Callable[..., tuple[Tensor, ...]]
 
 
@@ -82,13 +82,12 @@ def _spectral_norm(f: Function, x: Tensor, pull_back: PullBack, steps: int, tol:
     for _ in range(steps):
         with PlainFormulas():
             u = torch.func.jvp(f, (x,), (v,))[1]
-        now = row_norm(u, 2)
+        now = scaled_norm(u, 2)
         previous, norm = norm, torch.maximum(norm, now)
-        w = pull_back(u, retain_graph=True)[0]
+        w = pull_back(rescale(u, 1.0, 2), retain_graph=True)[0]  # Jᵀ u itself would overflow at slopes of 1e20
         if bool((norm - previous <= tol * norm).all()):
             # Slow growth alone may also mean that two singular values are close.
-            square = per_row(now.square(), w)
-            if bool((row_norm(w - square * v, 2) <= SETTLED * tol * now.square()).all()):
+            if bool((scaled_norm(w - per_row(now, w) * v, 2) <= SETTLED * tol * now).all()):
                 break
         v = rescale(w, 1.0, 2)
     return norm
@@ -103,7 +102,7 @@ def _jacobian_rows(y: Tensor, pull_back: PullBack) -> Iterator[Tensor]:
 
 
 def _largest_row(rows: Iterator[Tensor], input_norm: float) -> Tensor:
-    norms = [row_norm(row, dual_exponent(input_norm)) for row in rows]
+    norms = [scaled_norm(row, dual_exponent(input_norm)) for row in rows]
     return torch.stack(norms).amax(0)
 
 

@@ -29,6 +29,17 @@ def row_norm(v: Tensor, p: float) -> Tensor:
     return size.sum(1) if p == 1 else size.amax(1)
 
 
+def scaled_norm(v: Tensor, p: float) -> Tensor:
+    """Return :func:`row_norm` without vanishing or overflowing squares, as those of 1e-25 and 1e25 in float32.
+
+    In the dtype of v: some devices have no float64.
+    """
+    if p != 2:
+        return row_norm(v, p)
+    largest = row_norm(v, math.inf).clamp_min(torch.finfo(v.dtype).tiny)
+    return largest * row_norm(v / per_row(largest, v), 2)
+
+
 def dual_exponent(p: float) -> float:
     """Return q with 1/p + 1/q = 1: the norm in which a gradient is measured when steps are measured in ℓp."""
     return {1: math.inf, 2: 2, math.inf: 1}[p]
@@ -87,9 +98,8 @@ def rescale(v: Tensor, length: Tensor | float, p: float) -> Tensor:
         Vectors, shape (N, *).
     """
     limits = torch.finfo(v.dtype)
-    # In float64: the squares of a small row (1e-25 in float32) would vanish. Clamped: a zero row times ∞ would be NaN.
-    norm = torch.linalg.vector_norm(as_rows(v), 2, dim=1, dtype=torch.float64) if p == 2 else row_norm(v, p)
-    return v * per_row((length / norm.clamp_min(limits.tiny)).clamp_max(limits.max).to(v.dtype), v)
+    norm = scaled_norm(v, p).clamp_min(limits.tiny)
+    return v * per_row((length / norm).clamp_max(limits.max), v)  # clamped: a zero row times ∞ would be NaN
 
 
 def per_row(value: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torchlipreg.inspection.operations import NARROW, Observer, Weights, Writes,
 from torchlipreg.inspection.reuse import AGAIN, TOLERANCE
 from torchlipreg.inspection.seen import WRITTEN, Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.internals.randomness import forked
+from torchlipreg.model.internals.randomness import forked, generator_states
 from torchlipreg.model.internals.to_host import Later
 from torchlipreg.model.parts.modules import compute_dtype, parameter_dtype, unwrap
 from torchlipreg.model.parts.search import find_modules
@@ -67,11 +67,11 @@ class Inspector:
         f, x, key = f.uncompiled(), x.nan_to_num(0.0, 0.0, 0.0), _identity(model)  # which a forward may change
         with f.eagerly(), f.meeting(), forked(x.device):
             f.watch_traces()
-            before, weights = _rng_state(x), Weights(model)
+            before, weights = generator_states(x.device), Weights(model)
             observer, writes = Observer(), Writes(f.private_tensors())
             with observing(f, observer, writes):
                 y = f(x).detach()
-            stateful, draws = f.left_something(), not torch.equal(before, _rng_state(x))
+            stateful, draws = f.left_something(), not torch.equal(before, generator_states(x.device))
             drifts = stateful and (f.is_sharded or not torch.equal(y, f(x).detach()))
             f.set_stateful(stateful)
             again = f(x).detach()
@@ -235,9 +235,3 @@ def _roots(model: Any) -> list[Any]:
             root
         ]
     return [root] if hasattr(type(root), "__weakref__") else []
-
-
-def _rng_state(x: Tensor) -> Tensor:
-    on_cpu = x.device.type == "cpu"
-    here = torch.get_rng_state()
-    return here if on_cpu else torch.cat([here, torch.get_device_module(x.device).get_rng_state(x.device)])

@@ -6,13 +6,36 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 
-def forked(device: torch.device) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def forked(device: torch.device) -> Iterator[None]:
     """Leave torch's generators, those of the CPU and of a device, as they were before the context."""
-    if device.type in ("cpu", "mps"):  # whose generator fork_rng() cannot read
-        return torch.random.fork_rng([])
-    return torch.random.fork_rng([device], device_type=device.type)
+    of_device = _device_state(device)
+    with torch.random.fork_rng([]):
+        try:
+            yield
+        finally:
+            if of_device is not None:
+                torch.get_device_module(device).set_rng_state(of_device, *_which(device))
+
+
+def generator_states(device: torch.device) -> Tensor:
+    """Return the states of torch's generators, those of the CPU and of a device, as one tensor."""
+    of_device = _device_state(device)
+    return torch.get_rng_state() if of_device is None else torch.cat([torch.get_rng_state(), of_device])
+
+
+def _device_state(device: torch.device) -> Tensor | None:
+    if device.type == "cpu":
+        return None
+    state: Tensor = torch.get_device_module(device).get_rng_state(*_which(device))
+    return state
+
+
+def _which(device: torch.device) -> list[torch.device]:
+    return [] if device.type == "mps" else [device]  # of which there is one: older versions take no argument
 
 
 @contextlib.contextmanager
