@@ -425,7 +425,7 @@ def test_a_quotient_of_any_units_is_that_in_float64(scale, p):
 @pytest.mark.parametrize(("p", "q"), TRACTABLE)
 @pytest.mark.parametrize("scale", [1e-25, 1e20, 1e25])
 def test_operator_norm_of_any_units_is_that_in_float64(scale, p, q):
-    model, matrix = linear_map((4, 6))
+    _, matrix = linear_map((4, 6))
     slope = (scale * matrix).float()
     found = operator_norm(lambda z: nn.functional.linear(z, slope), draw(2, 6).float(), input_norm=p, output_norm=q)
     expected = scale * oracles.matrix_norm(matrix, p, q)
