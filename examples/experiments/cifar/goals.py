@@ -14,6 +14,7 @@ OURS = (
         "tv-eighth",
         "tv-eighth-20",
         "tv-alternate",
+        "tv-half-alternate",
         "tv-fourth",
         "tv-tenth",
     ),

@@ -54,6 +54,7 @@ OURS = {
     "logits-quarter": tv_logits(0.3, 1 / 4),
     "tv-alternate": tv(10, 1 / 4, interval=2),
     "tv-fourth": tv(10, 1 / 4, interval=4),
+    "tv-half-alternate": tv(25, 1 / 2, interval=2),
     "tv-tenth": tv(10, 1 / 10),
     "tv-whole": tv(20),
     "tv-whole-30": tv(30),
