@@ -18,7 +18,7 @@ from torchlipreg.inspection.seen import WRITTEN, Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.internals.randomness import forked, generator_states
 from torchlipreg.model.internals.to_host import Later
-from torchlipreg.model.parts.modules import compute_dtype, parameter_dtype, unwrap
+from torchlipreg.model.parts.modules import compute_dtype, has_parameters, parameter_dtype, submodules, unwrap
 from torchlipreg.model.parts.search import find_modules
 
 COUPLING = 1e-3  # of the largest output: a row that moves by more with the others depends on them (half: 32 times)
@@ -220,7 +220,7 @@ def _identity(model: Any) -> Any:
         function = function.func if isinstance(function, functools.partial) else function.__func__
     layers = [type(layer) for layer in function] if type(function) is nn.Sequential else []
     code, roots = function.__code__ if isinstance(function, FunctionType) else None, _roots(model)
-    dtypes = (parameter_dtype(root.modules()) for root in roots if isinstance(root, nn.Module))
+    dtypes = (parameter_dtype(submodules(root)) for root in roots if isinstance(root, nn.Module))
     return code, next(filter(None, dtypes), None), *layers, *map(id, roots)
 
 
@@ -231,7 +231,5 @@ def _roots(model: Any) -> list[Any]:
         return find_modules(model)
     root = model.__self__ if isinstance(model, MethodType) else model
     if type(root) is nn.Sequential:  # often made anew around the same layers, with an activation made anew
-        return [part for child in root if next(child.parameters(), None) is not None for part in _roots(child)] or [
-            root
-        ]
+        return [part for child in root if has_parameters(child) for part in _roots(child)] or [root]
     return [root] if hasattr(type(root), "__weakref__") else []

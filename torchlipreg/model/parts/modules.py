@@ -167,6 +167,11 @@ def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:
     return None
 
 
+def has_parameters(module: nn.Module) -> bool:
+    """Say whether a module or one below it has a parameter."""
+    return any(p is not None for m in submodules(module) for p in m._parameters.values())
+
+
 def parameter_dtype(modules: Iterable[nn.Module]) -> torch.dtype | None:
     """Return the dtype of the first floating parameter, None without one."""
     for module in modules:
