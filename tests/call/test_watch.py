@@ -57,6 +57,28 @@ def test_a_ramp_of_the_users_own_at_zero_is_not_told(every_call, recwarn):
     assert not recwarn
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"radius": 0.0}, {"num_pairs": 5}, {"one_sided": True, "radius": 0.1}], ids=str
+)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)], ids=str)
+def test_one_output_in_any_shape_is_looked_at(shape, method, options):
+    if method in ("max", "sum"):
+        options = {"num_pairs": 5} | {name: value for name, value in options.items() if name != "one_sided"}
+    values = []
+    for of_shape in (shape, (1,)):
+        torch.manual_seed(0)
+        shaped = nn.Unflatten(1, of_shape) if of_shape else nn.Flatten(0)
+        model, penalty = nn.Sequential(*mlp(outputs=1), shaped), bare(method, 0.1, **options)
+        for _ in range(LATE + EARLY):  # every look there is
+            x = torch.randn(16, 6)
+            out = model(x)
+            value = penalty(model, x, out)
+            (out.square().mean() + value).backward()
+        values.append((value.item(), penalty.share, penalty.estimate.item()))
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
 class Silent(torch.autograd.Function):
     """A product with a weight that is trained in another way."""
 

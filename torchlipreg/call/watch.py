@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchlipreg.geometry.norms import as_rows
 from torchlipreg.model.internals.graph import nearest_weights
 from torchlipreg.model.internals.hooks import set_aside
 from torchlipreg.model.internals.to_host import Later
@@ -178,7 +179,7 @@ def _norm(gradients: list[Tensor]) -> Tensor:
 
 def variance_of(outputs: Tensor) -> Tensor:
     """Return the mean square of the outputs' distance from their mean, 0-dim."""
-    return (outputs - outputs.mean(0)).flatten(1).square().sum(1).mean()
+    return as_rows(outputs - outputs.mean(0)).square().sum(1).mean()
 
 
 def advice(verdict: str, share: float, weight: float) -> str:
