@@ -297,7 +297,8 @@ def _gradient_size(value: Tensor, parameters: list[Tensor]) -> float:
             "A compiled model frees what its backward needs, so that two cannot be taken. Compare the gradients with "
             "the module that was compiled, or once before it is."
         ) from error
-    known = [torch.view_as_real(g) if g.is_complex() else g for g in gradients if g is not None and g.numel()]
+    given = (g if g is None or g.layout == torch.strided else g.to_dense() for g in gradients)
+    known = [torch.view_as_real(g) if g.is_complex() else g for g in given if g is not None and g.numel()]
     return math.hypot(*(float(scaled_norm(at_least_single(g).reshape(1, -1), 2)) for g in known))
 
 

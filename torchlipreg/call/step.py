@@ -88,13 +88,13 @@ class Step:
         if not self.update and (last := self.state.on(points.device)) is not None:
             with fixed as f:
                 return self._as_before(f, region, last, points, side)
-        loop = self._looked_at(x, outputs, side, kwargs, region)
         batch = method.batch(points, side, outputs, self.rng)  # the user's `choose` sees the model as the loop has it
         with fixed as f:
             self.looks.before(f, seen)
+            loop = self._looked_at(f, x, outputs, side, kwargs, region)
             rule = ascent_rule(region, batch.x)
             carried = method.start(batch, self.state, rule, self.rng)
-            fx = self._at_anchor(f, region, carried, batch, loop, seen.drifts)
+            fx = self._at_anchor(f, region, carried, batch, loop if seen.graph else None, seen.drifts)
             q = self._quotient(f, region, carried, fx)
             if self.update:
                 carried = climb(carried, q, rule, region, batch.x)
@@ -185,13 +185,15 @@ class Step:
         q = self._quotient(f, region, previous, fx)
         return Outcome(*reduce(q(previous.pairs, valid), valid, self.settings))
 
-    def _looked_at(self, x: Tensor, outputs: Any, side: SideRows, kwargs: Kwargs, region: Region) -> LoopOutputs | None:
+    def _looked_at(
+        self, f: FixedFunction, x: Tensor, outputs: Any, side: SideRows, kwargs: Kwargs, region: Region
+    ) -> LoopOutputs | None:
         """Return the loop's outputs, their shape checked, if this call looks at them."""
         if outputs is None or not (region.shares_fx or self.settings.choose):
             return None
         # As from embeddings, or from what makes a condition: f(x) would pull at it, with f(x′) holding still.
         pulls = x.requires_grad or any((kwargs or {})[name].requires_grad for name in side)
-        return LoopOutputs.select(x, outputs, side, self.settings.output, pulls=pulls)
+        return LoopOutputs.select(f, x, outputs, side, pulls=pulls)
 
     def _at_anchor(
         self,

@@ -95,20 +95,19 @@ class PairQuotient:
             ValueError: If the output does not depend on f's input or parameters in a differentiable way.
         """
         if self.resolution.limit:
-            difference = directional_derivative(self.f, pairs.x, pairs.x_prime - pairs.x)
+            at_x, at_x_prime = None, directional_derivative(self.f, pairs.x, pairs.x_prime - pairs.x)
         elif self.fx is not None:
-            difference = self.f(pairs.x_prime) - self.fx
+            at_x, at_x_prime = self.fx, self.f(pairs.x_prime)
         elif getattr(self.f, "apart", False):
-            difference = self.f(pairs.x_prime) - self.f(pairs.x)
+            at_x, at_x_prime = self.f(pairs.x), self.f(pairs.x_prime)
         else:
             at_x, at_x_prime = self.f(torch.cat(pairs)).chunk(2)
-            difference = at_x_prime - at_x
-        if pairs.x_prime.requires_grad and not difference.requires_grad:
+        if pairs.x_prime.requires_grad and not at_x_prime.requires_grad:  # whatever f(x) carries, if the loop lent it
             raise ValueError(
-                "Expected the model's output to carry a gradient, but it has none: look for detach(), no_grad() or "
-                "inference tensors inside `model` or `output`."
+                "Expected the model's output to carry a gradient, but it has none: look for detach(), no_grad(), "
+                "set_grad_enabled(self.training) or inference tensors inside `model` or `output`."
             )
-        return difference
+        return at_x_prime if at_x is None else at_x_prime - at_x
 
     # What an ascent climbs: yᵢ and uᵢ, whose gradient it follows is that of Σ ⟨uᵢ, yᵢ⟩ with u held fixed.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from torchlipreg.inspection.closeness import differs
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.internals.to_host import Later
 from torchlipreg.model.parts.side import SideRows
-from torchlipreg.outputs import default_output, select
+from torchlipreg.outputs import default_output
 
 SOON, AGAIN = 4, 64  # calls to the second look, to each from then on; in between at 8, 16 and 32
 TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
@@ -38,12 +37,10 @@ class LoopOutputs(NamedTuple):
     pulls: bool
 
     @classmethod
-    def select(
-        cls, x: Tensor, outputs: Any, side: SideRows, output: Callable[[Any], Any] | None, *, pulls: bool
-    ) -> LoopOutputs:
+    def select(cls, f: FixedFunction, x: Tensor, outputs: Any, side: SideRows, *, pulls: bool) -> LoopOutputs:
         """Select the tensor to penalise from what the loop's model returned: a row for each of x, or ValueError."""
         try:
-            y, _ = select(outputs, output, len(x))
+            y = f.selected(outputs, len(x), x.device)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"Expected argument `outputs` to be model(x), with {len(x)} rows. {error}") from error

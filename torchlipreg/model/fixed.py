@@ -18,6 +18,7 @@ from torchlipreg.model.internals.switches import (
     checkpoint_hook,
     float32_products,
     forward_mode_kernels,
+    no_cached_weights,
     one_path_of_attention,
 )
 from torchlipreg.model.parts.modules import (
@@ -98,6 +99,7 @@ def fixed_function(
         stack.enter_context(checkpoint_hook(hook))
         stack.enter_context(one_path_of_attention.held())
         stack.enter_context(float32_products.held())
+        stack.enter_context(no_cached_weights.held())
         if eager:
             stack.enter_context(forward_mode_kernels.held())
         may_hold_more = stack.enter_context(state.applied())

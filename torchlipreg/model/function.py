@@ -91,26 +91,33 @@ class FixedFunction:
             torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
         if self._state.stateful:
             self._state.renew()
+        with self._noise(z.device):
+            returned = self._returned(z)
+            try:
+                y, self._state.per_position = select(returned, self._output, z.shape[0])
+            except OUTPUT_ERRORS as error:
+                if isinstance(error, ValueError) and z.shape[0] != self._batch_size:
+                    self._explain(error, z.shape[0])
+                self._explain_output(error, returned)
+                raise
+        return y.float() if y.dtype in HALF else y
+
+    def _returned(self, z: Tensor) -> Any:
         try:
-            with self._noise(z):
-                if self._side or self._kwargs:
-                    returned = self._core(z, **{**self._kwargs, **fit_rows(self._side, z.shape[0])})
-                else:
-                    returned = self._core(z)
+            if self._side or self._kwargs:
+                return self._core(z, **{**self._kwargs, **fit_rows(self._side, z.shape[0])})
+            return self._core(z)
         except (RuntimeError, ValueError, IndexError, AttributeError, AssertionError) as error:
             self._explain(error, z.shape[0])
             raise
-        try:
-            y, self._state.per_position = select(returned, self._output, z.shape[0])
-        except OUTPUT_ERRORS as error:
-            if isinstance(error, ValueError) and z.shape[0] != self._batch_size:
-                self._explain(error, z.shape[0])
-            self._explain_output(error, returned)
-            raise
-        return y.float() if y.dtype in HALF else y
 
-    def _noise(self, z: Tensor) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._noise_seed is None else seeded(self._noise_seed, z.device)
+    def selected(self, returned: Any, count: int, device: torch.device) -> Tensor:
+        """Return the tensor to penalise of what the model returned elsewhere; ``output`` may run modules, too."""
+        with self._noise(device):
+            return select(returned, self._output, count)[0]
+
+    def _noise(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._noise_seed is None else seeded(self._noise_seed, device)
 
     def unseeded(self) -> FixedFunction:
         """Return the same function with random numbers of its own in each forward, unless the same were asked for."""

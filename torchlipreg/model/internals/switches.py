@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
+from torch.nn.utils import parametrize
 
 Hook = Callable[[Any], AbstractContextManager[Any]]
 
@@ -129,6 +130,17 @@ float32_products = Switch(
     value=None,
     needed=lambda: not ROUNDED.isdisjoint(_read_products()),  # hardly ever
 )
+
+def _read_cache() -> tuple[int, Any]:
+    return parametrize._cache_enabled, parametrize._cache
+
+
+def _write_cache(cache: tuple[int, Any] | None) -> None:
+    parametrize._cache_enabled, parametrize._cache = (0, {}) if cache is None else cache
+
+
+# The loop's weights in parametrize.cached() are those of its mode, perhaps without gradients, and ours would stay there.
+no_cached_weights = Switch(_read_cache, _write_cache, value=None, needed=lambda: parametrize._cache_enabled > 0)
 
 DYNAMO = "torch._dynamo.eval_frame"  # slow to import: where nobody has, nothing is compiled
 

@@ -1,0 +1,110 @@
+"""What is not as in the loop's train mode: no gradient in eval mode, weights that torch keeps, an `output` with state."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from zoo import METHODS, bare, gradients, mlp, penalty_of
+
+from torchlipreg import operator_norm
+
+
+class GradientInTraining(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x):
+        with torch.set_grad_enabled(self.training):
+            return self.body(x)
+
+
+@pytest.mark.parametrize("lent", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_no_gradient_in_eval_mode_is_refused_whatever_the_outputs_carry(method, lent):
+    model, x = GradientInTraining(), torch.rand(8, 6)
+    outputs = model(x) if lent else None
+    with pytest.raises(ValueError, match=r"carry a gradient.*self\.training"):
+        penalty_of(method)(model, x, outputs)
+
+
+def test_nor_do_outputs_stand_for_it_where_nothing_moves():
+    model, x = GradientInTraining(), torch.rand(8, 6)
+    assert not bare("tv")(model, x, model(x), update=False).requires_grad
+
+
+def head():
+    return nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), spectral_norm(nn.Linear(3, 2)))
+
+
+@pytest.mark.parametrize("options", [{}, {"update": False}], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_an_output_with_state_is_left_as_it_was(method, options):
+    model, output, x = mlp(), head(), torch.rand(8, 6)
+    penalty = penalty_of(method, output=output)
+    for _ in range(3):
+        outputs = model(x)
+        before, numbers = {k: v.clone() for k, v in output.state_dict().items()}, torch.get_rng_state()
+        penalty(model, x, outputs, **options)
+        assert all(torch.equal(v, before[k]) for k, v in output.state_dict().items())
+        assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def test_an_output_that_draws_numbers_draws_the_same():
+    def output(y):
+        return y @ torch.randn(3, 2)
+
+    model, x = mlp(), torch.rand(8, 6)
+    values = [
+        bare("tv", output=output, stochastic="same", seed=1)(model, x, given).item() for given in (None, model(x))
+    ]
+    assert values[0] > 0
+    numbers = torch.get_rng_state()
+    bare("tv", output=output, stochastic="same")(model, x, model(x))
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def normed():
+    torch.manual_seed(0)
+    return nn.Sequential(weight_norm(nn.Linear(6, 8)), nn.Tanh(), weight_norm(nn.Linear(8, 3)))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("options", [{}, {"one_sided": True, "radius": 0.1}, {"radius": 0.0}], ids=str)
+def test_cached_weights_are_neither_read_nor_left(options, first):
+    found = []
+    for cached in (False, True):
+        model, penalty, x = (
+            normed(),
+            bare("tv", 1.0, **options),
+            torch.rand(8, 6, generator=torch.Generator().manual_seed(0)),
+        )
+        for _ in range(2):
+            model.zero_grad()
+            with parametrize.cached() if cached else torch.enable_grad():
+                value = penalty(model, x) if first else 0
+                loss = model(x).square().mean()
+                value = value if first else penalty(model, x)
+            (loss + value).backward()
+        found.append(gradients(model))
+    torch.testing.assert_close(*found)
+    assert not parametrize._cache
+    assert parametrize._cache_enabled == 0
+
+
+def test_nor_by_a_measure():
+    model, x = normed(), torch.rand(8, 6)
+    with parametrize.cached():
+        operator_norm(model, x)
+        model(x).square().mean().backward()
+    assert gradients(model).all()
+
+
+def test_a_layer_that_iterates_in_training_does_so_beside_a_penalty():
+    model, x = nn.Sequential(spectral_norm(nn.Linear(6, 3))), torch.rand(8, 6)
+    before = model.state_dict()["0.parametrizations.weight.0._u"].clone()
+    with parametrize.cached():
+        bare("tv")(model, x)
+        model(x)
+    assert not torch.equal(model.state_dict()["0.parametrizations.weight.0._u"], before)
