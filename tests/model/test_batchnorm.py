@@ -352,3 +352,64 @@ def test_a_norm_of_torch_is_one_whatever_its_name():
     net = nn.Sequential(nn.Linear(6, 5), FrozenByName(5), nn.Linear(5, 3))
     with pytest.warns(UserWarning, match="FrozenByName in train mode"):
         penalty_of("tv")(net, torch.randn(8, 6))
+
+
+class PastItsCall(nn.Module):
+    """Uses a BatchNorm in one of the ways in which it is not called."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.first, self.norm, self.last, self.how = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3), how
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.how(self.norm, self.first(x))))
+
+
+def functional(norm, h):
+    return F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.training)
+
+
+def by_hand(norm, h):
+    return h / (norm.running_var + norm.eps).sqrt()
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("how", "follows"),
+    [(functional, False), (by_hand, False), (nn.BatchNorm1d.forward, False), (nn.BatchNorm1d.__call__, True)],
+)
+def test_a_norm_whose_statistics_are_used_past_its_call_is_told(how, follows, method, training, recwarn):
+    model, x = PastItsCall(how).train(training), torch.rand(16, 6)
+    model(x)
+    penalty_of(method)(model, x, model(x)).backward()
+    assert len(recwarn) == (training and not follows)
+    assert all("BatchNorm1d in train mode" in str(w.message) for w in recwarn)
+
+
+def test_a_norm_that_does_not_run_is_not(recwarn):
+    model, x = PastItsCall(lambda norm, h: h), torch.rand(16, 6)
+    penalty_of("tv")(model, x, model(x)).backward()
+    assert not recwarn
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_ensemble_by_vmap_is_held_and_told(training):
+    nets = [nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).train(training) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(nets)
+    base, x = copy.deepcopy(nets[0]).to("meta"), torch.rand(16, 6)
+
+    def ensemble(x):
+        def member(p, b):
+            return torch.func.functional_call(base, (p, b), (x,))
+
+        return torch.vmap(member)(parameters, buffers).transpose(0, 1)
+
+    def one_by_one(x):
+        return torch.stack([net(x) for net in nets], 1)
+
+    for net in nets:
+        net.eval()
+    with pytest.warns(UserWarning, match="torch.func transform") if training else contextlib.nullcontext():
+        found = penalty_of("tv")(ensemble, x)
+    torch.testing.assert_close(found, penalty_of("tv")(one_by_one, x))

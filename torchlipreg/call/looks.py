@@ -78,7 +78,7 @@ class Looks:
             quotients: Of the pairs, shape (N, *).
             whole: The model takes all rows of the batch, or none.
         """
-        if (caution := f.caution) is not None:
+        if (caution := f.norms.caution()) is not None:
             self.state.warn_once(caution)
         if self.state.floor is None and not bool(quotients.detach().isfinite().all()):
             self.state.warn_once(STEEP if q.resolution.limit else OUTSIDE)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchlipreg.inspection.closeness import differs
-from torchlipreg.inspection.operations import NARROW, Observer, Weights, Writes, observing
+from torchlipreg.inspection.operations import NARROW, Observer, Reads, Weights, Writes, observing
 from torchlipreg.inspection.reuse import AGAIN, TOLERANCE
 from torchlipreg.inspection.seen import WRITTEN, Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction
@@ -82,12 +82,31 @@ class Inspector:
             with observing(f, writes):  # at points where the loop's forward has not written the same
                 coupled, varies = _of_other_rows(f, x, y, 32 * COUPLING if observer.dtype in NARROW else COUPLING)
             graph, no_path, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
-        sure, coupled = error is None, coupled or f.depends_on_batch  # be its effect zero at first, or a batch of one
+            if f.follows:
+                f.norms.hold_those_read(_statistics_read(f, x))
+            held = f.norms.caution() if f.follows else None
+        sure, coupled = (
+            error is None,
+            coupled or f.norms.depends_on_batch,
+        )  # be its effect zero at first, or a batch of one
         no_path, flat = no_path and sure, flat and varies
         coupled, written = coupled and sure, writes.lasting or (weights.replaced if sure else None)
         dtype = observer.dtype or compute_dtype(model, x)
         seen = Seen(
-            dtype, stateful, drifts, draws, error, coupled, graph, no_path, flat, whole, written, f.reruns, gradient
+            dtype,
+            stateful,
+            drifts,
+            draws,
+            error,
+            coupled,
+            graph,
+            no_path,
+            flat,
+            whole,
+            written,
+            held,
+            f.reruns,
+            gradient,
         )
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
         self._seen[key] = seen, [weakref.ref(root) for root in _roots(model)]
@@ -198,6 +217,14 @@ def _of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool, bo
         return True, False, not slope.any()
     elsewhere = _values(f, torch.zeros_like(x))
     return value.requires_grad, elsewhere is None or not _close(y, elsewhere, TOLERANCE), False
+
+
+def _statistics_read(f: FixedFunction, x: Tensor) -> set[nn.Module]:
+    """Return the norms whose running statistics take part, in whatever way, where they are to follow those of x."""
+    reads = Reads(f.norms.norms)
+    with torch.enable_grad(), observing(f, reads):
+        f.follow_statistics(x)
+    return reads.of
 
 
 def _values(f: FixedFunction, x: Tensor) -> Tensor | None:

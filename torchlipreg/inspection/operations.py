@@ -1,4 +1,4 @@
-"""Operations: what single operations of a forward show: half precision, random numbers, writes that last."""
+"""Operations: what those of a forward show: half precision, random numbers, statistics, writes that last."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -104,6 +104,26 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _is_foreign(self, t: Tensor) -> bool:
         return not self._own.issuperset(_storages(t))
+
+
+class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees whose running statistics operations take.
+
+    Attributes:
+        of: The norms.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, norms: list[nn.Module]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._norms, self.of = norms, set[nn.Module]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and note the norms that hold something of what it takes."""
+        taken = {storage for t in tree_leaves((args, kwargs)) for storage in _storages(t)}
+        self.of |= {m for m in self._norms if any(not taken.isdisjoint(_storages(b)) for b in m._buffers.values())}
+        return func(*args, **(kwargs or {}))
 
 
 class Weights:

@@ -25,6 +25,7 @@ class Seen(NamedTuple):
         flat: There is a path, but the gradient to the input is zero, though the outputs differ from point to point.
         whole: It takes the loop's batch, but no part of it.
         written: The operation that writes into what nobody puts back, and the shape of that; None without one.
+        held: What the user should know about norms in train mode; None if there is nothing.
         reruns: A part of it runs again in its backward, and is no checkpoint.
         with_gradient: A backward was among what was looked at, unless the model is sharded.
     """
@@ -40,6 +41,7 @@ class Seen(NamedTuple):
     flat: bool
     whole: bool
     written: str | None
+    held: str | None
     reruns: bool
     with_gradient: bool
 
@@ -47,7 +49,7 @@ class Seen(NamedTuple):
         """Return what the user should know of such a model."""
         # Without any graph an ascent will not go, and say so.
         told = ((COUPLED_ROWS, self.coupled), (HIDDEN_INPUT, self.no_path and self.graph), (FLAT, self.flat))
-        cautions = [text for text, holds in told if holds]
+        cautions = [text for text, holds in told if holds] + ([] if self.held is None else [self.held])
         return cautions if self.written is None else [*cautions, WRITTEN.format(self.written)]
 
 

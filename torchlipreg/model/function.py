@@ -15,6 +15,7 @@ from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.internals.hooks import registered
 from torchlipreg.model.internals.randomness import seeded
 from torchlipreg.model.internals.switches import checkpoint_hook, force_eager
+from torchlipreg.model.norms.following import Following
 from torchlipreg.model.parts.modules import AsFound, compiled_module, has_own_mode, runs_compiled
 from torchlipreg.model.parts.side import SideRows, fit_rows
 from torchlipreg.outputs import select
@@ -143,14 +144,9 @@ class FixedFunction:
         self._state.stateful = stateful
 
     @property
-    def caution(self) -> str | None:
-        """What the user should know about norms in train mode, if anything."""
-        return self._state.norms.caution()
-
-    @property
-    def depends_on_batch(self) -> bool:
-        """Whether there is a BatchNorm without running statistics."""
-        return self._state.norms.depends_on_batch
+    def norms(self) -> Following:
+        """The norms in train mode."""
+        return self._state.norms
 
     def _explain(self, error: Exception, count: int) -> None:
         """Raise ValueError with the way out for the causes that are known; return for others."""
@@ -191,7 +187,7 @@ class FixedFunction:
     @property
     def follows(self) -> bool:
         """Whether :meth:`follow_statistics` has anything to do: a BatchNorm in train mode, and gradients."""
-        return bool(self._state.norms.norms) and torch.is_grad_enabled()
+        return bool(self.norms.norms) and torch.is_grad_enabled()
 
     def follow_statistics(self, x: Tensor) -> Tensor | None:
         """Let the running statistics of train-mode BatchNorm follow the parameters: see :func:`batchnorm.fold`.

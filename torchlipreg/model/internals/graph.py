@@ -13,9 +13,14 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() >= 0
 
 
+def in_transform() -> bool:
+    """Say whether a transform of ``torch.func`` is under way."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def check_no_transform() -> None:
     """Raise RuntimeError inside of a transform of ``torch.func``, where an ascent by autograd cannot be."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if in_transform():
         raise RuntimeError(
             "A penalty cannot be called inside of a torch.func transform (grad, vmap, jvp): it differentiates by "
             "autograd. Call it outside, and take gradients by torch.autograd.grad(value, parameters), with "

@@ -131,6 +131,7 @@ float32_products = Switch(
     needed=lambda: not ROUNDED.isdisjoint(_read_products()),  # hardly ever
 )
 
+
 def _read_cache() -> tuple[int, Any]:
     return parametrize._cache_enabled, parametrize._cache
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import ItemsView
+from collections.abc import ItemsView, Iterable
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from torchlipreg.model.internals.graph import in_transform
 from torchlipreg.model.norms.batchnorm import (
     can_follow,
     channel_moments,
@@ -54,8 +55,15 @@ class Following:
         if tracks_batches(m):
             self._held.add(type(m).__name__)
 
+    def hold_those_read(self, norms: Iterable[nn.Module]) -> None:
+        """Note that norms, whose statistics were read, are held constant, unless they were called and so followed."""
+        self._held |= {type(m).__name__ for m in norms if m not in self._folded and m not in self._refolded}
+
     def follow(self, m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Serve as a forward pre-hook of BatchNorm: from now on its statistics follow those of this input."""
+        if in_transform():  # statistics of each model of an ensemble, or of each row, cannot leave it
+            self._held.add(type(m).__name__)
+            return
         moments = channel_moments(args[0] if args else kwargs["input"])
         own = self._folded[m].own if m in self._folded else m._parameters
         self.repeated = self.repeated or m in self._folded
@@ -118,7 +126,8 @@ class Following:
         which = "BatchNorm in train mode under FSDP" if self._under_fsdp else f"{_names(self._held)} in train mode"
         return (
             f"{which}: its statistics are held constant, and the penalty may drive activations away from them. "
-            "Use DDP and torch's own BatchNorm, another norm, or this one in eval mode."
+            "Use DDP and torch's own BatchNorm, called as a module and not in a torch.func transform, another norm, or "
+            "this one in eval mode."
         )
 
 
