@@ -21,7 +21,8 @@ from torchlipreg.geometry.rules import Power
 from torchlipreg.geometry.units import Units, at_least_single
 from torchlipreg.inspection.inspector import Inspector
 from torchlipreg.inspection.operations import Observer, observing
-from torchlipreg.inspection.seen import HIDDEN_INPUT, Seen
+from torchlipreg.inspection.seen import HIDDEN_INPUT, SURROGATE, Seen
+from torchlipreg.inspection.surrogate import has_surrogate
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.parts.modules import compute_dtype
@@ -65,6 +66,8 @@ class Search:
         with self._fixed(eager=resolution.limit) as f:
             if look:
                 look_at(self.model, f, x)
+                if resolution.limit:
+                    check_derivative(partial(self._fixed, eager=True, double=True), x)
             with torch.no_grad():
                 fx = None if resolution.limit else f(start.x)
             q = PairQuotient(f, self.input_norm, self.output_norm, resolution, fx)
@@ -152,6 +155,20 @@ def less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
         return q.of(q.difference(pairs) * max(0.0, 1 - error), pairs).amax()
     difference = (at_x_prime - at_x).abs() - error * (at_x.abs() + at_x_prime.abs())
     return q.of(difference.clamp_min(0), pairs).amax()
+
+
+def check_derivative(in_float64: Callable[[], AbstractContextManager[FixedFunction]], x: Tensor) -> None:
+    """Refuse a model whose derivative is not that of its values.
+
+    Args:
+        in_float64: Holds it as a fixed function that computes in float64.
+        x: Data points, raw, shape (N, *).
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if has_surrogate(in_float64, x):
+        raise ValueError(SURROGATE)
 
 
 def look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: bool = False) -> Seen:

@@ -25,7 +25,7 @@ from torchlipreg.checks import (
 from torchlipreg.geometry.derivative import jacobian_norm
 from torchlipreg.geometry.norms import scaled_norm
 from torchlipreg.geometry.units import at_least_single
-from torchlipreg.lower_bound import Search, look_at
+from torchlipreg.lower_bound import Search, check_derivative, look_at
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.outputs import select
 from torchlipreg.tensor_checks import check_points, check_values, in_raw_units
@@ -137,7 +137,9 @@ def operator_norm(
     held = functools.partial(fixed_function, f, eager=True, units=units, meet=True)
     with held() as fixed, torch.no_grad():
         x = in_raw_units(at_least_single(x), units)
-        if look_at(f, fixed, x, exact=True).dtype.itemsize >= torch.float32.itemsize:
+        seen = look_at(f, fixed, x, exact=True)
+        check_derivative(functools.partial(held, double=True), x)
+        if seen.dtype.itemsize >= torch.float32.itemsize:
             return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
     # A model may refuse float64 in its own way.
     with contextlib.suppress(Exception), held(double=True) as fixed, torch.no_grad():

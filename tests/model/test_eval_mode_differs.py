@@ -1,4 +1,4 @@
-"""What is not as in the loop's train mode: no gradient in eval mode, weights that torch keeps, an `output` with state."""
+"""Not as in the loop: no gradient in eval mode, weights that torch keeps, an `output` with state of its own."""
 
 import pytest
 import torch

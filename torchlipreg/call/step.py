@@ -23,7 +23,8 @@ from torchlipreg.geometry.derivative import Function
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.inspection.inspector import half
 from torchlipreg.inspection.reuse import LoopOutputs, OutputReuse
-from torchlipreg.inspection.seen import Seen
+from torchlipreg.inspection.seen import SURROGATE, Seen
+from torchlipreg.inspection.surrogate import has_surrogate
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.parts.side import Kwargs, SideRows, split_side, take_rows
@@ -83,6 +84,8 @@ class Step:
         points, (side, rest) = self.settings.raw(x), split_side(kwargs, x.shape[0], self.state.names_of_rows)
         seen = self.looks.inspector.known(model) or self._inspect(model, points, side, rest)
         region = Region(self.settings, self._resolution(seen, points))
+        if region.resolution.limit and seen.surrogate is None:
+            self._inspect_derivative(model, points, side, rest, seen)
         method = self._method(region)
         fixed = self._fixed(model, rest, x.shape[0], seen, eager=region.resolution.limit)
         if not self.update and (last := self.state.on(points.device)) is not None:
@@ -112,7 +115,7 @@ class Step:
         return LocalPairs(region, is_first=self.state.floor is None)
 
     def _fixed(
-        self, model: Callable[..., Any], rest: Mapping[str, Any], count: int, seen: Seen | None, *, eager: bool = False
+        self, model: Callable[..., Any], rest: Mapping[str, Any], count: int, seen: Seen | None, **how: bool
     ) -> AbstractContextManager[FixedFunction]:
         settings = self.settings
         same = settings.stochastic == "same"
@@ -122,10 +125,10 @@ class Step:
             units=settings.units,
             kwargs=rest,
             batch_size=count,
-            eager=eager,
             stateful=seen is not None and seen.stateful,
             noise_seed=self.rng.initial_seed() if same or (seen is not None and seen.draws) else None,
             apart=same,
+            **how,
         )
 
     def _inspect(self, model: Callable[..., Any], points: Tensor, side: SideRows, rest: Mapping[str, Any]) -> Seen:
@@ -143,6 +146,16 @@ class Step:
         if self.state.floor is not None:
             look_at_precision(self.settings, self.radius, self.state.floor, seen.dtype, points, self.state.warn_once)
         return seen
+
+    def _inspect_derivative(
+        self, model: Callable[..., Any], points: Tensor, side: SideRows, rest: Mapping[str, Any], seen: Seen
+    ) -> None:
+        """Look, once the limit is reached, whether a model's derivative is that of its values."""
+        in_float64 = partial(self._fixed, model, rest, len(points), seen, eager=True, double=True, meet=True)
+        surrogate = has_surrogate(in_float64, points, side)
+        self.looks.inspector.note(model, surrogate=surrogate)
+        if surrogate:
+            self.state.warn_once(SURROGATE)
 
     def _quotient(self, f: FixedFunction, region: Region, carried: Carried, fx: Tensor | None) -> PairQuotient:
         norms = self.settings.input_norm, self.settings.output_norm

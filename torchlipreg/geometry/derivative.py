@@ -17,7 +17,7 @@ from torchlipreg.geometry.plain import PlainFormulas
 Function = Callable[[Tensor], Tensor]
 _ONE_AT_A_TIME = threading.RLock()  # torch's levels of forward mode are those of the process, not of a thread
 SETTLED = 32  # a direction v has settled where ‖Jᵀ J v / σ − σ v‖ is at most so many tolerances of σ = ‖J v‖
-PullBack = Callable[..., tuple[Tensor, ...]]
+PullBack = Callable[[Tensor], Tensor]
 
 
 def directional_derivative(f: Function, x: Tensor, v: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def jacobian_norm(f: Function, x: Tensor, input_norm: float, output_norm: float,
         ValueError: If the norm is NP-hard to compute.
     """
     with forward_mode():
-        y, pull_back = torch.func.vjp(f, x)[:2]
+        y, pull_back = _forward(f, x)
         inputs, outputs = x[0].numel(), y[0].numel()
         if (input_norm, output_norm) == (2, 2) and outputs > 1 and inputs > 1:
             return _spectral_norm(f, x, pull_back, steps, tol)
@@ -75,6 +75,20 @@ def jacobian_norm(f: Function, x: Tensor, input_norm: float, output_norm: float,
         return _largest_column(rows, output_norm) if input_norm == 1 else _largest_row(rows, input_norm)
 
 
+def _forward(f: Function, x: Tensor) -> tuple[Tensor, PullBack]:
+    """Return f(x) and the product of a vector with its Jacobian: by autograd, which takes every custom function."""
+    with torch.enable_grad():
+        z = x.detach().requires_grad_()
+        y = f(z)
+
+    def pull_back(u: Tensor) -> Tensor:
+        if not y.requires_grad:
+            return torch.zeros_like(x)
+        return torch.autograd.grad(y, z, u, retain_graph=True, materialize_grads=True)[0]
+
+    return y.detach(), pull_back
+
+
 def _spectral_norm(f: Function, x: Tensor, pull_back: PullBack, steps: int, tol: float) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(0)
     v = rescale(torch.empty_like(x).normal_(generator=generator), 1.0, 2)
@@ -84,7 +98,7 @@ def _spectral_norm(f: Function, x: Tensor, pull_back: PullBack, steps: int, tol:
             u = torch.func.jvp(f, (x,), (v,))[1]
         now = scaled_norm(u, 2)
         previous, norm = norm, torch.maximum(norm, now)
-        w = pull_back(rescale(u, 1.0, 2), retain_graph=True)[0]  # Jᵀ u itself would overflow at slopes of 1e20
+        w = pull_back(rescale(u, 1.0, 2))  # Jᵀ u itself would overflow at slopes of 1e20
         if bool((norm - previous <= tol * norm).all()):
             # Slow growth alone may also mean that two singular values are close.
             if bool((scaled_norm(w - per_row(now, w) * v, 2) <= SETTLED * tol * now).all()):
@@ -98,7 +112,7 @@ def _jacobian_rows(y: Tensor, pull_back: PullBack) -> Iterator[Tensor]:
     for i in range(y[0].numel()):
         unit = torch.zeros_like(y).reshape(len(y), -1)
         unit[:, i] = 1
-        yield pull_back(unit.view_as(y), retain_graph=True)[0]
+        yield pull_back(unit.view_as(y))
 
 
 def _largest_row(rows: Iterator[Tensor], input_norm: float) -> Tensor:
@@ -127,7 +141,7 @@ def forward_mode() -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if not any(sign in str(error) for sign in ("forward AD", "forward-mode", "jvp")):
+            if not any(sign in str(error) for sign in ("forward AD", "forward-mode", "jvp", "functorch")):
                 raise
             raise RuntimeError(
                 "The directional derivative (radius 0, or a radius under the dtype's floor) and the spectral norm "

@@ -112,6 +112,11 @@ class Inspector:
         self._seen[key] = seen, [weakref.ref(root) for root in _roots(model)]
         return seen
 
+    def note(self, model: Callable[..., Any], **found: Any) -> None:
+        """Change what was seen of a model."""
+        seen, roots = self._seen[_identity(model)]
+        self._seen[_identity(model)] = seen._replace(**found), roots
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}}  # by identities, which a copy does not have
 
@@ -163,7 +168,6 @@ class Inspector:
         """
         if f.is_sharded:
             return None
-        key = _identity(model)
         with f.eagerly(), f.meeting(), forked(x.device):
             f = f.unseeded()
             f.watch_traces()
@@ -171,8 +175,7 @@ class Inspector:
             with observing(f, writes):
                 y = f(x).detach()
             if f.left_something():  # it began to: from here on each forward starts from the same
-                seen, roots = self._seen[key]
-                self._seen[key] = seen._replace(stateful=True, drifts=True), roots
+                self.note(model, stateful=True, drifts=True)
                 f.set_stateful(True)
             again = f(x).detach()
             self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))

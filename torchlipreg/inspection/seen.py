@@ -28,6 +28,7 @@ class Seen(NamedTuple):
         held: What the user should know about norms in train mode; None if there is nothing.
         reruns: A part of it runs again in its backward, and is no checkpoint.
         with_gradient: A backward was among what was looked at, unless the model is sharded.
+        surrogate: Its derivative is not that of its values; None if that was not looked at, as outside of the limit.
     """
 
     dtype: torch.dtype
@@ -44,6 +45,7 @@ class Seen(NamedTuple):
     held: str | None
     reruns: bool
     with_gradient: bool
+    surrogate: bool | None = None
 
     def cautions(self) -> list[str]:
         """Return what the user should know of such a model."""
@@ -63,6 +65,11 @@ HIDDEN_INPUT = (
     "The gradient of argument `model` to its input does not exist, though its outputs depend on it: a part runs under "
     "no_grad() or is detached. Points cannot move uphill, and only random directions are seen. Freeze parts by "
     "requires_grad_(False) instead."
+)
+SURROGATE = (
+    "The derivative of argument `model` is not that of its values: a part is detached or has a gradient of its own, as "
+    "of straight-through estimators. What is computed in the limit ε → 0 is about that gradient: give a `radius`, also "
+    "to `lipschitz_lower_bound`, with which differences of values are taken."
 )
 FLAT = (
     "The gradient of argument `model` to its input is zero on the first batch, though its outputs differ: it rounds, "

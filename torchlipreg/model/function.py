@@ -160,6 +160,11 @@ class FixedFunction:
                 f"The model failed on {self._dtype}, the dtype of its first parameter: {error} Pass a function that "
                 "brings its input to the dtype that the first layer needs: lambda z: model(z.bfloat16())."
             ) from error
+        if "does not require grad" in str(error) and not torch.is_grad_enabled():
+            raise ValueError(
+                f"The model failed where it runs without gradients, as for targets (`one_sided`) and measures: {error} "
+                "A forward that takes a gradient itself must do so in torch.enable_grad()."
+            ) from error
         if self._batch_size is None or not any(word in str(error) for word in SIZE_WORDS):
             return
         others = {name: len(v) for name, v in self._kwargs.items() if isinstance(v, Tensor) and v.dim()}

@@ -140,7 +140,7 @@ def _write_cache(cache: tuple[int, Any] | None) -> None:
     parametrize._cache_enabled, parametrize._cache = (0, {}) if cache is None else cache
 
 
-# The loop's weights in parametrize.cached() are those of its mode, perhaps without gradients, and ours would stay there.
+# Weights in parametrize.cached() are those of the loop's mode, perhaps without gradients, and ours would stay there.
 no_cached_weights = Switch(_read_cache, _write_cache, value=None, needed=lambda: parametrize._cache_enabled > 0)
 
 DYNAMO = "torch._dynamo.eval_frame"  # slow to import: where nobody has, nothing is compiled
