@@ -14,11 +14,11 @@ OURS = (
         "tv-eighth",
         "tv-eighth-20",
         "tv-alternate",
-        "tv-half-alternate",
         "tv-fourth",
         "tv-tenth",
     ),
     *("logits-quarter", "tv-whole", "tv-whole-30"),
+    *("tv-wide-quarter", "tv-wide-quarter-12", "tv-wide-fourth", "tv-wide-whole"),
 )
 
 

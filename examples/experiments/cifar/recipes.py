@@ -54,7 +54,6 @@ OURS = {
     "logits-quarter": tv_logits(0.3, 1 / 4),
     "tv-alternate": tv(10, 1 / 4, interval=2),
     "tv-fourth": tv(10, 1 / 4, interval=4),
-    "tv-half-alternate": tv(25, 1 / 2, interval=2),
     "tv-tenth": tv(10, 1 / 10),
     "tv-whole": tv(20),
     "tv-whole-30": tv(30),
@@ -67,10 +66,16 @@ KNOBS = {  # of the frontier: ε of training, β, the weight
     "tv-quarter-5": tv(5, 1 / 4),
     "tv-quarter-40": tv(40, 1 / 4),
 }
+WIDE = {  # the penalty in a wider ball than that of the attack
+    "tv-wide-quarter": tv(16, 1 / 4, pixels=10),
+    "tv-wide-quarter-12": tv(12, 1 / 4, pixels=10),
+    "tv-wide-fourth": tv(8, 1 / 4, pixels=10, interval=4),
+    "tv-wide-whole": tv(12, pixels=10),
+}
 COLLAPSE = {  # single-step training at twice the perturbation
     "fgsm-16": fgsm(16),
     "n-fgsm-16": Recipe("N-FGSM, ε 16", noise_fgsm, {"epsilon": 16 * PIXEL}),
     "tv-quarter-16": tv(20, 1 / 4, pixels=16),
 }
-ALL = DECISIVE | RIVALS | OURS | KNOBS | COLLAPSE
+ALL = DECISIVE | RIVALS | OURS | KNOBS | WIDE | COLLAPSE
 RECIPES = {network: ALL for network in ("conv", "conv-bn", "resnet", "vit")}
