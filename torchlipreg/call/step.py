@@ -84,7 +84,7 @@ class Step:
         points, (side, rest) = self.settings.raw(x), split_side(kwargs, x.shape[0], self.state.names_of_rows)
         seen = self.looks.inspector.known(model) or self._inspect(model, points, side, rest)
         region = Region(self.settings, self._resolution(seen, points))
-        if region.resolution.limit and seen.surrogate is None:
+        if region.resolution.limit and seen.surrogate is None and seen.graph:
             self._inspect_derivative(model, points, side, rest, seen)
         method = self._method(region)
         fixed = self._fixed(model, rest, x.shape[0], seen, eager=region.resolution.limit)

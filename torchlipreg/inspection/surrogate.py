@@ -46,20 +46,17 @@ def has_surrogate(
         aside, v = (rescale(torch.empty_like(x).normal_(generator=rng), size, 2) for _ in range(2))
         x, observer = x + ASIDE * aside, Observer()
         with observing(f, observer):
-            f(x)
+            y = f(x)
         if observer.dtype is None:
             slope = directional_derivative(f, x, v)
-            return _is_missed(slope, *((f(x + h * v) - f(x - h * v)) / (2 * h) for h in STEPS))
+            coarse, fine = ((f(x + h * v) - f(x - h * v)) / (2 * h) for h in STEPS)
+            rounding = torch.finfo(y.dtype).eps * row_norm(y, 2) / STEPS[-1]
+            size = torch.maximum(row_norm(slope, 2), row_norm(fine, 2))
+            settled = torch.maximum(row_norm(coarse - fine, 2), rounding) <= SETTLED * size
+            off = row_norm(slope - fine, 2) > OFF * size
+            return int((settled & off).sum()) * FEW >= max(1, len(x))
     return False
 
 
 def _in_float64(side: SideRows) -> SideRows:
     return {name: value.double() if value.is_floating_point() else value for name, value in side.items()}
-
-
-def _is_missed(slope: Tensor, coarse: Tensor, fine: Tensor) -> bool:
-    """Say whether in many rows differences have settled, and the slope is another."""
-    size = torch.maximum(row_norm(slope, 2), row_norm(fine, 2))
-    settled = row_norm(coarse - fine, 2) <= SETTLED * size
-    off = row_norm(slope - fine, 2) > OFF * size
-    return int((settled & off).sum()) * FEW >= max(1, len(slope))
