@@ -120,6 +120,12 @@ def nonfinite(value):
     return x
 
 
+def nested(layout):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*nested tensors.*prototype")
+        return torch.nested.nested_tensor([torch.ones(2, 6), torch.ones(3, 6)], layout=layout)
+
+
 INPUTS = {
     "integers": (torch.ones(8, 6, dtype=torch.long), TypeError, "`x`.*embeddings"),
     "booleans": (torch.ones(8, 6, dtype=torch.bool), TypeError, "`x`.*embeddings"),
@@ -127,6 +133,8 @@ INPUTS = {
     "a list": ([[1.0] * 6] * 8, TypeError, "`x`.*tensor, but got list"),
     "nothing": (None, TypeError, "`x`"),
     "sparse": (torch.ones(8, 6).to_sparse(), TypeError, r"`x`.*dense.*sparse_coo.*to_dense\(\)"),
+    "jagged": (nested(torch.jagged), TypeError, r"`x`.*nested.*to_padded_tensor"),
+    "nested": (nested(torch.strided), TypeError, r"`x`.*nested.*to_padded_tensor"),
     "without values": (torch.ones(8, 6, device="meta"), TypeError, "`x`.*values.*meta"),
     "0-dim": (torch.tensor(1.0), ValueError, r"`x`.*\(N, \*\)"),
     "no rows": (torch.ones(0, 6), ValueError, r"`x`.*\(0, 6\)"),
@@ -194,6 +202,7 @@ OUTPUTS = {
     "nothing": (lambda y: None, TypeError, "tensor, but got NoneType.*`output=`"),
     "an empty tuple": (lambda y: (), TypeError, "tensor, but got tuple.*`output=`"),
     "a string first": (lambda y: ("loss", y), TypeError, "tensor, but got str.*`output=`"),
+    "nested": (lambda y: torch.nested.as_nested_tensor([*y], layout=torch.jagged), TypeError, "nested.*`output=`"),
     "detached": (lambda y: y.detach(), ValueError, "carry a gradient.*`model`"),
 }
 

@@ -78,6 +78,8 @@ def test_batches_of_every_kind_give_the_same():
     assert lipschitz_lower_bound(model, loader) == expected
     assert lipschitz_lower_bound(model, list(x.split(4))) == expected
     assert lipschitz_lower_bound(model, (batch for batch in x.split(4))) == expected
+    with pytest.raises(TypeError, match=r"`inputs`.*TensorDataset.*DataLoader"):  # whose items are samples
+        lipschitz_lower_bound(model, dataset)
 
 
 @pytest.mark.parametrize("sizes", [[256, 1], [255, 1, 1], [256, 1, 2]])

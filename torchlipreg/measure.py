@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from torchlipreg.checks import (
     Normalization,
@@ -211,9 +212,12 @@ def lipschitz_lower_bound(
     check_function("output", output)
     seed = check_count("seed", seed, low=0)
     check_flag("progress", progress)
-    if not any(hasattr(inputs, method) for method in ("__iter__", "__getitem__")):
+    of_samples = isinstance(inputs, Dataset) and not isinstance(inputs, IterableDataset)
+    if of_samples or not any(hasattr(inputs, method) for method in ("__iter__", "__getitem__")):
+        hint = " Give a DataLoader of it, whose items are batches." if of_samples else ""
         raise TypeError(
-            f"Expected argument `inputs` to be a tensor or an iterable of batches, but got {type(inputs).__name__}."
+            "Expected argument `inputs` to be a tensor or an iterable of batches, but got "
+            f"{type(inputs).__name__}.{hint}"
         )
     batches: Iterable[Tensor] = _batches(inputs, batch_size)
     if radius is None:

@@ -46,6 +46,11 @@ def check_points(name: str, x: Any, *, may_be_empty: bool = False) -> None:
             "continuous input: for tokens or categories pass their embeddings, with the part of the model above "
             f"them as `model`; convert images with `{name}.float()`."
         )
+    if x.is_nested:
+        raise TypeError(
+            f"Expected argument `{name}` to be a dense tensor, but got a nested one: pass "
+            f"`{name}.to_padded_tensor(0.0)`."
+        )
     if x.layout != torch.strided or x.is_meta:
         got = "one on the device meta" if x.is_meta else f"one of layout {x.layout}: pass `{name}.to_dense()`"
         raise TypeError(f"Expected argument `{name}` to be a dense tensor with values, but got {got}.")
@@ -103,6 +108,8 @@ def check_output(y: Any, batch_size: int) -> Tensor:
         raise TypeError(f"Expected the model's output to be a tensor, but got {type(y).__name__}. {hint}")
     if not y.is_floating_point():
         raise TypeError(f"Expected the model's output to be a floating tensor, but got {y.dtype}. {hint}")
+    if y.is_nested:
+        raise TypeError(f"Expected the model's output to be a dense tensor, but got a nested one. {hint}")
     if y.dim() == 0 or y.shape[0] != batch_size:
         raise ValueError(
             f"Expected the model's output to keep the batch axis of {batch_size} rows, but got shape "

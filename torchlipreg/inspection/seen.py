@@ -80,7 +80,7 @@ WRITTEN = (
     "A forward of argument `model` writes into a tensor that was there before it and is no buffer ({}): what forwards "
     "of the penalty write there, at other points, stays. Make it a buffer (`register_buffer`), which is put back; a "
     "parameter, as of a momentum teacher, write where `self.training` is true or outside of the forward. Nothing is "
-    "wrong if it is only a place to compute in."
+    "wrong if it is only a place to compute in, of which nothing is returned."
 )
 RERUN = (
     "A part of `model` runs anew in its backward, as in reversible blocks and adjoint solvers, and Dropout, BatchNorm "
