@@ -102,7 +102,7 @@ def _argparse_type(hint: Any) -> dict[str, Any]:
         choices = typing.get_args(kind)
         return {"type": type(choices[0]), "choices": choices}
     if kind is Normalization:
-        return {"type": numbers, "nargs": 2, "metavar": ("MEAN", "STD")}
+        return {"type": numbers, "nargs": 2, "metavar": ("MEAN[,MEAN...]", "STD[,STD...]")}
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)
         return {"type": number, "nargs": len(inner), "metavar": "X"}
@@ -141,4 +141,4 @@ def _argument_descriptions(documented: type) -> dict[str, str]:
     """Return the text on each argument in the ``Args:`` section of a docstring."""
     section = re.search(r"\n    Args:\n(.*?)\n\n", documented.__doc__ or "", re.DOTALL)
     entries = re.findall(r"^ {8}(\w+): (.*?)(?=\n {8}\w|\Z)", section[1], re.DOTALL | re.MULTILINE) if section else []
-    return {name: " ".join(re.sub(r"``|:\w+:|`", "", text).split()) for name, text in entries}
+    return {name: " ".join(re.sub(r"``|:\w+:|`|math\.", "", text).split()) for name, text in entries}

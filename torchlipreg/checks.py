@@ -133,7 +133,7 @@ def check_normalization(normalization: Any) -> Units | None:
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
-    values = values.tolist() if isinstance(values, Tensor) else values
+    values = values.squeeze().tolist() if isinstance(values, Tensor) else values  # also of shape (C, 1, 1)
     values = [values] if isinstance(values, numbers.Real) else list(values)
     if any(isinstance(v, (bool, str)) or not isinstance(v, numbers.Real) for v in values):
         raise TypeError

@@ -248,7 +248,8 @@ def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Ten
     """Return ‖∇ penalty‖ / ‖∇ loss‖ over parameters, for choosing a weight: the ratio is proportional to it.
 
     Takes two backwards, reads their result, and leaves graphs and ``.grad`` as they are: not for every step. A
-    hundredth to one is where penalties worked; near one, clean accuracy begins to fall; under 1e-4 they do nothing::
+    hundredth to one is where penalties worked, clean accuracy fell from a tenth on where a network could not fit its
+    data; under 1e-4 they do nothing::
 
         out = model(x)
         loss, value = criterion(out, y), penalty(model, x, out)

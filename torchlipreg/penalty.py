@@ -78,7 +78,7 @@ class LipschitzPenalty:
             positive number, 1 for radius 0; with pairs of different data points .16 for max and .25 for sum.
         normalization: (mean, std) that the loop has applied to x, numbers or one of each per channel (axis 1). radius,
             bounds, noise, scale, norms and the estimate are then those of the raw inputs ``std · x + mean``, as in
-            8/255 of a pixel in [0, 1]; so are steps.
+            8/255 of a pixel in [0, 1], and so are step sizes.
         num_pairs: ≥ 1. max, sum: size of the pair set (of each rank), default 64. tv, ptv: points of each batch that
             are used, default all.
         choose: tv, ptv: which ``num_pairs`` points of a larger batch. A function of ``outputs``, as the model returned

@@ -289,7 +289,7 @@ class RadiusDecay:
     Args:
         penalty: Its ``radius`` is set by :meth:`step`.
         gamma: γ in (0, 1].
-        min_radius: The radius never falls below, ≥ 0, in input units.
+        min_radius: The radius never falls below, ≥ 0, in raw units.
 
     Raises:
         TypeError: If an argument has the wrong type.

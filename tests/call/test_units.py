@@ -102,6 +102,12 @@ def test_numbers_for_all_channels():
     torch.testing.assert_close(told(net, (x - 0.5) / 0.25), raw(inside, x), rtol=1e-10, atol=0)
 
 
+def test_numbers_in_the_shape_in_which_images_take_them():
+    as_images = tuple(torch.tensor(numbers).view(shape) for numbers, shape in ((MEAN, (3, 1, 1)), (STD, (1, 3, 1, 1))))
+    mean, std = LipschitzPenalty(normalization=as_images).settings.normalization
+    assert (mean, std) == (pytest.approx(MEAN), pytest.approx(STD))
+
+
 def test_columns_of_a_table():
     x = torch.rand(8, 3, dtype=torch.float64)
     net = nn.Linear(3, 2).double()
@@ -153,6 +159,7 @@ def test_operator_norm(p, q):
         (((0.5, 0.5), (1.0, 1.0, 1.0)), ValueError, "`normalization`.*2 and 3"),
         (0.5, TypeError, r"`normalization` to be \(mean, std\)"),
         (("a", "b"), TypeError, "`normalization`"),
+        ((torch.ones(2, 3), torch.ones(2, 3)), TypeError, "`normalization`"),
         ((True, 1.0), TypeError, "`normalization`"),
     ],
 )

@@ -19,7 +19,7 @@ COLUMNS = {
     "clean": "clean",
     **{f"APGD {heading(*bound)}": f"apgd {bound[0]} {bound[1]}" for bound in BOUNDS},
     **{f"AutoAttack {heading(*bound)}": f"autoattack {bound[0]} {bound[1]}" for bound in BOUNDS},
-    "noise .1": "noise 0.1",
+    "noise .2": "noise 0.2",
     "corrupted": "corrupted",
 }
 NOTES = {
