@@ -57,6 +57,11 @@ def select(y: Any, output: Callable[[Any], Any] | None, batch_size: int) -> tupl
     return check_output(chosen, batch_size), False
 
 
+def is_own(output: Callable[[Any], Any] | None) -> bool:
+    """Say whether an ``output`` is of this file, or none: it runs no modules and draws no random numbers."""
+    return output is None or getattr(getattr(output, "func", output), "__module__", None) == __name__
+
+
 def per_position(y: Any, dim: int = 1) -> Positions:
     """Take each position of a dense output as an output of its own: ``output=per_position`` for segmentation.
 

@@ -79,7 +79,8 @@ def test_the_penalty_is_that_of_the_bare_model(package, precision, method):
         assert float((got - wanted).norm() / wanted.norm()) <= tolerance
         of_model = torch.bfloat16 if "mixed" in precision else dtype
         assert set(seen[:of_training]) == {of_model}
-        assert set(seen[of_training:]) == {dtype}
+        in_limit = {torch.float64} if dtype.itemsize < 4 else set()  # where the derivative is compared with differences
+        assert {dtype} <= set(seen[of_training:]) <= {dtype} | in_limit
         seen.clear()
         optimizer.zero_grad()
         bare.zero_grad()

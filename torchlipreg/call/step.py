@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from torchlipreg.call.climbing import ascent_rule, climb
-from torchlipreg.call.first_batch import first_look, look_at_precision
+from torchlipreg.call.first_batch import first_look
+from torchlipreg.call.held import HeldModel
 from torchlipreg.call.looks import Looks
 from torchlipreg.call.methods import Batch, LocalPairs, PairMethod, PersistentPairs, finite_copy
 from torchlipreg.call.reduction import by_row, reduce
@@ -21,13 +21,11 @@ from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.geometry.derivative import Function
 from torchlipreg.geometry.quotient import PairQuotient, Resolution
-from torchlipreg.inspection.inspector import half
 from torchlipreg.inspection.reuse import LoopOutputs, OutputReuse
-from torchlipreg.inspection.seen import SURROGATE, Seen
-from torchlipreg.inspection.surrogate import has_surrogate
-from torchlipreg.model.fixed import fixed_function
+from torchlipreg.inspection.seen import Seen
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.parts.side import Kwargs, SideRows, split_side, take_rows
+from torchlipreg.outputs import is_own, select
 
 
 class Outcome(NamedTuple):
@@ -82,19 +80,17 @@ class Step:
             The value and the estimate, and what is to be noted.
         """
         points, (side, rest) = self.settings.raw(x), split_side(kwargs, x.shape[0], self.state.names_of_rows)
-        seen = self.looks.inspector.known(model) or self._inspect(model, points, side, rest)
-        region = Region(self.settings, self._resolution(seen, points))
-        if region.resolution.limit and seen.surrogate is None and seen.graph:
-            self._inspect_derivative(model, points, side, rest, seen)
-        method = self._method(region)
-        fixed = self._fixed(model, rest, x.shape[0], seen, eager=region.resolution.limit)
+        held = HeldModel(model, rest, len(x), self.settings, self.state, self.looks.inspector, self.rng)
+        seen = held.seen(points, side, self.radius)
+        region = self._region(held, seen, points, side)
+        method, fixed = self._method(region), held.fixed(seen, eager=region.resolution.limit)
         if not self.update and (last := self.state.on(points.device)) is not None:
             with fixed as f:
                 return self._as_before(f, region, last, points, side)
+        loop = self._looked_at(held, seen, x, outputs, side, kwargs, region)
         batch = method.batch(points, side, outputs, self.rng)  # the user's `choose` sees the model as the loop has it
         with fixed as f:
             self.looks.before(f, seen)
-            loop = self._looked_at(f, x, outputs, side, kwargs, region)
             rule = ascent_rule(region, batch.x)
             carried = method.start(batch, self.state, rule, self.rng)
             fx = self._at_anchor(f, region, carried, batch, loop if seen.graph else None, seen.drifts)
@@ -109,53 +105,16 @@ class Step:
         remember = partial(method.remember, self.state, carried, batch, by_row(quotients.detach()))
         return Outcome(value, estimate, remember if self.update else None)
 
+    def _region(self, held: HeldModel, seen: Seen, points: Tensor, side: SideRows) -> Region:
+        region = Region(self.settings, self._resolution(seen, points))
+        if region.resolution.limit:
+            held.look_at_derivative(seen, points, side)
+        return region
+
     def _method(self, region: Region) -> PairMethod:
         if self.settings.persistent:
             return PersistentPairs(region)
         return LocalPairs(region, is_first=self.state.floor is None)
-
-    def _fixed(
-        self, model: Callable[..., Any], rest: Mapping[str, Any], count: int, seen: Seen | None, **how: bool
-    ) -> AbstractContextManager[FixedFunction]:
-        settings = self.settings
-        same = settings.stochastic == "same"
-        return fixed_function(
-            model,
-            settings.output,
-            units=settings.units,
-            kwargs=rest,
-            batch_size=count,
-            stateful=seen is not None and seen.stateful,
-            noise_seed=self.rng.initial_seed() if same or (seen is not None and seen.draws) else None,
-            apart=same,
-            **how,
-        )
-
-    def _inspect(self, model: Callable[..., Any], points: Tensor, side: SideRows, rest: Mapping[str, Any]) -> Seen:
-        """Look at a model before its first call: some forwards, and a backward."""
-        with self._fixed(model, rest, len(points), None) as f:
-            some = points if len(points) else points.new_zeros(1, *points.shape[1:])
-            part = f.with_rows(take_rows(side, slice(half(some)))) if self.settings.aligned else None
-            seen = self.looks.inspector.look(
-                model, f.with_rows(side), some, part=part, gradient=torch.is_grad_enabled()
-            )
-            if not self.settings.aligned:
-                self.looks.inspector.look_at_another_number(f.with_rows(side), some)
-        for caution in seen.cautions():
-            self.state.warn_once(caution)
-        if self.state.floor is not None:
-            look_at_precision(self.settings, self.radius, self.state.floor, seen.dtype, points, self.state.warn_once)
-        return seen
-
-    def _inspect_derivative(
-        self, model: Callable[..., Any], points: Tensor, side: SideRows, rest: Mapping[str, Any], seen: Seen
-    ) -> None:
-        """Look, once the limit is reached, whether a model's derivative is that of its values."""
-        in_float64 = partial(self._fixed, model, rest, len(points), seen, eager=True, double=True, meet=True)
-        surrogate = has_surrogate(in_float64, points, side)
-        self.looks.inspector.note(model, surrogate=surrogate)
-        if surrogate:
-            self.state.warn_once(SURROGATE)
 
     def _quotient(self, f: FixedFunction, region: Region, carried: Carried, fx: Tensor | None) -> PairQuotient:
         norms = self.settings.input_norm, self.settings.output_norm
@@ -199,14 +158,18 @@ class Step:
         return Outcome(*reduce(q(previous.pairs, valid), valid, self.settings))
 
     def _looked_at(
-        self, f: FixedFunction, x: Tensor, outputs: Any, side: SideRows, kwargs: Kwargs, region: Region
+        self, held: HeldModel, seen: Seen, x: Tensor, outputs: Any, side: SideRows, kwargs: Kwargs, region: Region
     ) -> LoopOutputs | None:
         """Return the loop's outputs, their shape checked, if this call looks at them."""
         if outputs is None or not (region.shares_fx or self.settings.choose):
             return None
         # As from embeddings, or from what makes a condition: f(x) would pull at it, with f(x′) holding still.
         pulls = x.requires_grad or any((kwargs or {})[name].requires_grad for name in side)
-        return LoopOutputs.select(f, x, outputs, side, pulls=pulls)
+        output = self.settings.output
+        if is_own(output):
+            return LoopOutputs.select(x, outputs, side, lambda y, x: select(y, output, len(x))[0], pulls=pulls)
+        with held.fixed(seen) as f:  # another may run modules
+            return LoopOutputs.select(x, outputs, side, f.selected, pulls=pulls)
 
     def _at_anchor(
         self,

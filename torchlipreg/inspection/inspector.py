@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchlipreg.inspection.closeness import differs
+from torchlipreg.inspection.identity import identity, roots_of
 from torchlipreg.inspection.operations import NARROW, Observer, Reads, Weights, Writes, observing
 from torchlipreg.inspection.reuse import AGAIN, TOLERANCE
 from torchlipreg.inspection.seen import WRITTEN, Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.internals.randomness import forked, generator_states
 from torchlipreg.model.internals.to_host import Later
-from torchlipreg.model.parts.modules import compute_dtype, has_parameters, parameter_dtype, submodules, unwrap
-from torchlipreg.model.parts.search import find_modules
+from torchlipreg.model.parts.modules import compute_dtype
 
 COUPLING = 1e-3  # of the largest output: a row that moves by more with the others depends on them (half: 32 times)
 
@@ -34,7 +32,7 @@ class Inspector:
 
     def known(self, model: Callable[..., Any]) -> Seen | None:
         """Return what was seen of a model; None if it has not been looked at, or without the gradients that are on."""
-        seen, roots = self._seen.get(_identity(model), (None, []))
+        seen, roots = self._seen.get(identity(model), (None, []))
         if seen is None or (torch.is_grad_enabled() and not seen.with_gradient):
             return None
         return None if any(root() is None for root in roots) else seen  # another may have got a dead one's id
@@ -64,7 +62,7 @@ class Inspector:
         Returns:
             What was seen, kept for ``known``.
         """
-        f, x, key = f.uncompiled(), x.nan_to_num(0.0, 0.0, 0.0), _identity(model)  # which a forward may change
+        f, x, key = f.uncompiled(), x.nan_to_num(0.0, 0.0, 0.0), identity(model)  # which a forward may change
         with f.eagerly(), f.meeting(), forked(x.device):
             f.watch_traces()
             before, weights = generator_states(x.device), Weights(model)
@@ -109,13 +107,13 @@ class Inspector:
             gradient,
         )
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
-        self._seen[key] = seen, [weakref.ref(root) for root in _roots(model)]
+        self._seen[key] = seen, [weakref.ref(root) for root in roots_of(model)]
         return seen
 
     def note(self, model: Callable[..., Any], **found: Any) -> None:
         """Change what was seen of a model."""
-        seen, roots = self._seen[_identity(model)]
-        self._seen[_identity(model)] = seen._replace(**found), roots
+        seen, roots = self._seen[identity(model)]
+        self._seen[identity(model)] = seen._replace(**found), roots
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}}  # by identities, which a copy does not have
@@ -238,28 +236,3 @@ def _values(f: FixedFunction, x: Tensor) -> Tensor | None:
         raise
     except Exception:  # of whatever kind: it has been seen to run
         return None
-
-
-def _identity(model: Any) -> Any:
-    """Return what is the same in each call with a model: a lambda is often made anew, its code and modules are not.
-
-    A model that is cast to another precision is another one.
-    """
-    function = model
-    while isinstance(function, (functools.partial, MethodType)):
-        function = function.func if isinstance(function, functools.partial) else function.__func__
-    layers = [type(layer) for layer in function] if type(function) is nn.Sequential else []
-    code, roots = function.__code__ if isinstance(function, FunctionType) else None, _roots(model)
-    dtypes = (parameter_dtype(submodules(root)) for root in roots if isinstance(root, nn.Module))
-    return code, next(filter(None, dtypes), None), *layers, *map(id, roots)
-
-
-def _roots(model: Any) -> list[Any]:
-    """Return the objects that a callable computes with: a module, a method's object, or what a function uses."""
-    model = unwrap(model)
-    if isinstance(model, (FunctionType, functools.partial)):
-        return find_modules(model)
-    root = model.__self__ if isinstance(model, MethodType) else model
-    if type(root) is nn.Sequential:  # often made anew around the same layers, with an activation made anew
-        return [part for child in root if has_parameters(child) for part in _roots(child)] or [root]
-    return [root] if hasattr(type(root), "__weakref__") else []

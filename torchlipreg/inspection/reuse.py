@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -37,10 +38,12 @@ class LoopOutputs(NamedTuple):
     pulls: bool
 
     @classmethod
-    def select(cls, f: FixedFunction, x: Tensor, outputs: Any, side: SideRows, *, pulls: bool) -> LoopOutputs:
+    def select(
+        cls, x: Tensor, outputs: Any, side: SideRows, selected: Callable[[Any, Tensor], Tensor], *, pulls: bool
+    ) -> LoopOutputs:
         """Select the tensor to penalise from what the loop's model returned: a row for each of x, or ValueError."""
         try:
-            y = f.selected(outputs, len(x), x.device)
+            y = selected(outputs, x)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"Expected argument `outputs` to be model(x), with {len(x)} rows. {error}") from error

@@ -112,10 +112,10 @@ class FixedFunction:
             self._explain(error, z.shape[0])
             raise
 
-    def selected(self, returned: Any, count: int, device: torch.device) -> Tensor:
-        """Return the tensor to penalise of what the model returned elsewhere; ``output`` may run modules, too."""
-        with self._noise(device):
-            return select(returned, self._output, count)[0]
+    def selected(self, returned: Any, x: Tensor) -> Tensor:
+        """Return the tensor to penalise of what the model returned for x elsewhere; ``output`` may run modules."""
+        with self._noise(x.device):
+            return select(returned, self._output, len(x))[0]
 
     def _noise(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._noise_seed is None else seeded(self._noise_seed, device)

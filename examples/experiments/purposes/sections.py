@@ -129,8 +129,9 @@ def labels():
             [made],
             ("plain", "tv ℓ2, ε 1", "1,000 labels", None),
             "The line is the family's member for 1,000 labels. Where labels are wrong, ℓ∞ with radius .1 and a weight "
-            "of 1 (20 %) or 3 (40 %) is the best of the families ([few labels](results/labels.md)); from 10,000 labels on label smoothing is "
-            "better. With 4,000 labels of CIFAR-10 no way of ours gained accuracy. The price was not measured.",
+            "of 1 (20 %) or 3 (40 %) is the best of the families ([few labels](results/labels.md)); from 10,000 labels "
+            "on label smoothing is better. With 4,000 labels of CIFAR-10 no way of ours gained accuracy. The price was "
+            "not measured.",
         )
     ]
 
@@ -173,9 +174,9 @@ def regression():
             DEFAULT,
             [one_line(["diabetes-mlp"])],
             ("diabetes, regression, plain", "diabetes, regression, default", "clean", "movement"),
-            "No gain was found on this table of numbers (clean: 100 R²), whose columns are standardised: there `radius` "
-            "counts in standard deviations, `radius=0.3` say. In one dimension `python -m examples.experiments.polynomial` draws fits with gaps. The "
-            "price was not measured.",
+            "No gain was found on this table of numbers (clean: 100 R²), whose columns are standardised: there "
+            "`radius` counts in standard deviations, `radius=0.3` say. In one dimension "
+            "`python -m examples.experiments.polynomial` draws fits with gaps. The price was not measured.",
         )
     ]
 

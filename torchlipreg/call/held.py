@@ -1,0 +1,87 @@
+"""HeldModel: the model of a call as a fixed function, and what is seen of it before the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchlipreg.call.first_batch import look_at_precision
+from torchlipreg.call.settings import Settings
+from torchlipreg.call.state import PenaltyState
+from torchlipreg.inspection.inspector import Inspector, half
+from torchlipreg.inspection.seen import SURROGATE, Seen
+from torchlipreg.inspection.surrogate import has_surrogate
+from torchlipreg.model.fixed import fixed_function
+from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.parts.side import SideRows, take_rows
+
+
+@dataclass
+class HeldModel:
+    """The model of a call.
+
+    Attributes:
+        model: As the user gave it.
+        rest: What else it takes by name, the same for any part of the batch.
+        count: Rows of the batch.
+        settings: Of the penalty.
+        state: Of the penalty, which warns once.
+        inspector: What a forward shows of a model.
+        rng: The penalty's own generator.
+    """
+
+    model: Callable[..., Any]
+    rest: Mapping[str, Any]
+    count: int
+    settings: Settings
+    state: PenaltyState
+    inspector: Inspector
+    rng: torch.Generator
+
+    def fixed(self, seen: Seen | None, **how: bool) -> AbstractContextManager[FixedFunction]:
+        """Hold the model as a fixed function for the length of a context."""
+        settings = self.settings
+        same = settings.stochastic == "same"
+        return fixed_function(
+            self.model,
+            settings.output,
+            units=settings.units,
+            kwargs=self.rest,
+            batch_size=self.count,
+            stateful=seen is not None and seen.stateful,
+            noise_seed=self.rng.initial_seed() if same or (seen is not None and seen.draws) else None,
+            apart=same,
+            **how,
+        )
+
+    def seen(self, points: Tensor, side: SideRows, radius: float | None) -> Seen:
+        """Return what was seen of the model; before its first call look at it: some forwards, and a backward."""
+        seen = self.inspector.known(self.model)
+        if seen is not None:
+            return seen
+        with self.fixed(None) as f:
+            some = points if len(points) else points.new_zeros(1, *points.shape[1:])
+            part = f.with_rows(take_rows(side, slice(half(some)))) if self.settings.aligned else None
+            seen = self.inspector.look(self.model, f.with_rows(side), some, part=part, gradient=torch.is_grad_enabled())
+            if not self.settings.aligned:
+                self.inspector.look_at_another_number(f.with_rows(side), some)
+        for caution in seen.cautions():
+            self.state.warn_once(caution)
+        if self.state.floor is not None:
+            look_at_precision(self.settings, radius, self.state.floor, seen.dtype, points, self.state.warn_once)
+        return seen
+
+    def look_at_derivative(self, seen: Seen, points: Tensor, side: SideRows) -> None:
+        """Look, once the limit is reached, whether the model's derivative is that of its values."""
+        if seen.surrogate is None and seen.graph:
+            in_float64 = partial(self.fixed, seen, eager=True, double=True, meet=True)
+            surrogate = has_surrogate(in_float64, points, side)
+            self.inspector.note(self.model, surrogate=surrogate)
+            if surrogate:
+                self.state.warn_once(SURROGATE)
