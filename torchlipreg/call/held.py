@@ -19,6 +19,8 @@ from torchlipreg.inspection.seen import SURROGATE, Seen
 from torchlipreg.inspection.surrogate import has_surrogate
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.parts.modules import all_modules
+from torchlipreg.model.parts.parallelism import is_sharded
 from torchlipreg.model.parts.side import SideRows, take_rows
 
 
@@ -78,8 +80,8 @@ class HeldModel:
         return seen
 
     def look_at_derivative(self, seen: Seen, points: Tensor, side: SideRows) -> None:
-        """Look, once the limit is reached, whether the model's derivative is that of its values."""
-        if seen.surrogate is None and seen.graph:
+        """Look, once in the limit, whether the derivative is that of the values; not where FSDP shards the model."""
+        if seen.surrogate is None and seen.graph and not is_sharded(all_modules(self.model)):
             in_float64 = partial(self.fixed, seen, eager=True, double=True, meet=True)
             surrogate = has_surrogate(in_float64, points, side)
             self.inspector.note(self.model, surrogate=surrogate)
