@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import warnings
 
 import pytest
 import torch
@@ -385,6 +386,16 @@ def test_a_norm_whose_statistics_are_used_past_its_call_is_told(how, follows, me
     penalty_of(method)(model, x, model(x)).backward()
     assert len(recwarn) == (training and not follows)
     assert all("BatchNorm1d in train mode" in str(w.message) for w in recwarn)
+
+
+@pytest.mark.compiler
+def test_a_norm_that_was_exported_in_eval_mode_is_none(recwarn):
+    net, x = PastItsCall(nn.BatchNorm1d.__call__).eval(), torch.rand(16, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        exported = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},)).module()
+    torch.testing.assert_close(penalty_of("tv")(exported, x), penalty_of("tv")(net, x))
+    assert not recwarn
 
 
 def test_a_norm_that_does_not_run_is_not(recwarn):

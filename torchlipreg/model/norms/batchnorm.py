@@ -44,7 +44,7 @@ def _all_but_channels(h: Tensor) -> list[int]:
 
 def tracks_batches(m: nn.Module) -> bool:
     """Say whether a module is a norm in train mode whose running statistics eval mode would use, of whatever make."""
-    if not m.training or m._buffers.get("running_mean") is None:
+    if not m.training or m._buffers.get("running_mean") is None or type(m) is nn.Module:  # torch.export's mere holders
         return False
     # Others may hold constants, say torchvision's or detectron2's frozen norms, and are the same in both modes.
     return (
