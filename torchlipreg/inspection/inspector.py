@@ -49,8 +49,8 @@ class Inspector:
         """Look at a model: four forwards and a backward to its input, whose values are waited for.
 
         One forward more for ``part``, for BatchNorm in train mode, for a model that leaves something for its next
-        forward, and for one whose input carries no gradient to its output. No other depends on values, which differ between ranks: a model may
-        communicate in its forward. Where FSDP shards it there is no backward.
+        forward, and for one whose input carries no gradient to its output. No other depends on values, which differ
+        between ranks: a model may communicate in its forward. Where FSDP shards it there is no backward.
 
         Args:
             model: As the user gave it.
