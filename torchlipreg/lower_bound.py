@@ -22,7 +22,7 @@ from torchlipreg.geometry.units import Units, at_least_single
 from torchlipreg.inspection.inspector import Inspector
 from torchlipreg.inspection.operations import Observer, observing
 from torchlipreg.inspection.seen import HIDDEN_INPUT, SURROGATE, Seen
-from torchlipreg.inspection.surrogate import has_surrogate
+from torchlipreg.inspection.surrogate import InFloat64, has_surrogate
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.parts.modules import compute_dtype
@@ -67,7 +67,7 @@ class Search:
             if look:
                 look_at(self.model, f, x)
                 if resolution.limit:
-                    check_derivative(partial(self._fixed, eager=True, double=True), x)
+                    check_derivative(partial(self._fixed, eager=True, double=True), x, bounds=self.bounds)
             with torch.no_grad():
                 fx = None if resolution.limit else f(start.x)
             q = PairQuotient(f, self.input_norm, self.output_norm, resolution, fx)
@@ -157,17 +157,15 @@ def less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
     return q.of(difference.clamp_min(0), pairs).amax()
 
 
-def check_derivative(in_float64: Callable[[], AbstractContextManager[FixedFunction]], x: Tensor) -> None:
-    """Refuse a model whose derivative is not that of its values.
-
-    Args:
-        in_float64: Holds it as a fixed function that computes in float64.
-        x: Data points, raw, shape (N, *).
+def check_derivative(
+    in_float64: InFloat64, x: Tensor, *, bounds: tuple[float, float] | None = None, reverse: bool = False
+) -> None:
+    """Refuse a model whose derivative is not that of its values; arguments as of :func:`has_surrogate`.
 
     Raises:
         ValueError: If it is not.
     """
-    if has_surrogate(in_float64, x):
+    if has_surrogate(in_float64, x, bounds=bounds, reverse=reverse):
         raise ValueError(SURROGATE)
 
 
@@ -186,7 +184,7 @@ def look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: bo
     Raises:
         ValueError: If two forwards at the same points differ, or the gradient is hidden.
     """
-    seen = Inspector().look(model, f, x[:ROWS])
+    seen = Inspector().look(model, f, x[:ROWS], follow=False)
     if seen.error is not None:
         raise ValueError(seen.error)
     if exact and seen.no_path:

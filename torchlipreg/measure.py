@@ -119,8 +119,9 @@ def operator_norm(
 
     Raises:
         TypeError: If ``x`` is not a floating tensor.
-        ValueError: If the model is random or hides its gradient, ``x`` is not finite, a norm is unknown, or computing
-            it is NP-hard: ∞→1, ∞→2 and 2→1, unless f has a single input or a single output.
+        ValueError: If the model is random, hides its gradient or has one that is not that of its values, ``x`` is not
+            finite, a norm is unknown, or computing it is NP-hard: ∞→1, ∞→2 and 2→1, unless f has a single input or a
+            single output.
         RuntimeError: If a layer has no forward-mode derivative (2→2 only).
 
     References:
@@ -139,7 +140,11 @@ def operator_norm(
     with held() as fixed, torch.no_grad():
         x = in_raw_units(at_least_single(x), units)
         seen = look_at(f, fixed, x, exact=True)
-        check_derivative(functools.partial(held, double=True), x)
+        in_float64 = functools.partial(held, double=True)
+        if not seen.coupled:  # a backward sums over rows
+            check_derivative(in_float64, x, reverse=True)
+        if input_norm == output_norm == 2:
+            check_derivative(in_float64, x)
         if seen.dtype.itemsize >= torch.float32.itemsize:
             return jacobian_norm(fixed, x, input_norm, output_norm, steps, tol)
     # A model may refuse float64 in its own way.
@@ -195,7 +200,8 @@ def lipschitz_lower_bound(
     Raises:
         TypeError: If ``inputs`` does not give dense floating tensors, or an argument has the wrong type.
         ValueError: If the model is random, its outputs or a quotient are not finite, an argument is out of range, the
-            data are not finite or lie outside ``bounds``, or no batch holds the two points that ``radius=None`` needs.
+            data are not finite or lie outside ``bounds``, no batch holds the two points that ``radius=None`` needs, or,
+            with ``radius=0``, the model's derivative is not that of its values.
         ImportError: If ``progress`` is asked for and tqdm is not installed.
 
     References:
@@ -214,7 +220,11 @@ def lipschitz_lower_bound(
     check_flag("progress", progress)
     of_samples = isinstance(inputs, Dataset) and not isinstance(inputs, IterableDataset)
     if of_samples or not any(hasattr(inputs, method) for method in ("__iter__", "__getitem__")):
-        hint = " Give a DataLoader of it, whose items are batches." if of_samples else ""
+        hint = (
+            " Give a DataLoader of it, whose items are batches (with batch_size=None if its own are)."
+            if of_samples
+            else ""
+        )
         raise TypeError(
             "Expected argument `inputs` to be a tensor or an iterable of batches, but got "
             f"{type(inputs).__name__}.{hint}"

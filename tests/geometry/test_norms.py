@@ -70,6 +70,16 @@ def test_scaled_norm_neither_vanishes_nor_overflows(scale, p):
 
 
 @pytest.mark.parametrize("p", NORMS)
+def test_scaled_norm_of_infinity_and_of_nothing(p):
+    v = torch.tensor([[math.inf, 1.0], [1.0, 0.0], [math.nan, 1.0]])
+    norms = scaled_norm(v, p)
+    assert norms[0] == math.inf
+    assert norms[1] == 1
+    assert norms[2].isnan()
+    assert p == math.inf or torch.equal(scaled_norm(torch.zeros(3, 0), p), torch.zeros(3))
+
+
+@pytest.mark.parametrize("p", NORMS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e25, 1e37])
 def test_rows_are_rescaled_from_any_length(scale, p):
     v = torch.cat([scale * draw((6, 5), torch.float32), torch.zeros(1, 5)])

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import time
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from zoo import METHODS, gradients, penalty_of
 
+from torchlipreg import lipschitz_lower_bound
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.norms.batchnorm import channel_moments
 
@@ -424,3 +426,27 @@ def test_an_ensemble_by_vmap_is_held_and_told(training):
     with pytest.warns(UserWarning, match="torch.func transform") if training else contextlib.nullcontext():
         found = penalty_of("tv")(ensemble, x)
     torch.testing.assert_close(found, penalty_of("tv")(one_by_one, x))
+
+
+def test_norms_of_several_kinds_are_told_once(recwarn):
+    net = nn.Sequential(PastItsCall(functional), nn.Linear(3, 8), OnePlusWeight(8), nn.Linear(8, 2))
+    penalty, x = penalty_of("tv"), torch.rand(16, 6)
+    for _ in range(2):
+        penalty(net, x, net(x)).backward()
+    assert ["statistics are held constant" in str(w.message) for w in recwarn] == [True]
+    recwarn.clear()
+    lipschitz_lower_bound(net, x)  # which holds everything
+    assert not recwarn
+
+
+def test_the_look_at_many_norms_takes_no_longer_for_each():
+    def seconds(count):
+        net = nn.Sequential(nn.Linear(6, 8), *[nn.BatchNorm1d(8) for _ in range(count)], nn.Linear(8, 3))
+        x = torch.rand(16, 6)
+        net(x)
+        start = time.perf_counter()
+        penalty_of("tv")(net, x)
+        return time.perf_counter() - start
+
+    seconds(4)
+    assert min(seconds(160) for _ in range(3)) < 16 * min(seconds(20) for _ in range(3))

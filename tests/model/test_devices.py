@@ -1,5 +1,6 @@
 """Devices that are not at hand, as MPS: nothing in float64, which it has not, and its random numbers are left alone."""
 
+import contextlib
 import math
 
 import pytest
@@ -104,3 +105,37 @@ def test_a_seed_gives_a_device_the_same_numbers(module):
             drawn.append(torch.rand(3, generator=module.generator))
         torch.rand(3, generator=module.generator)
     assert torch.equal(*drawn)
+
+
+class Several:
+    """A device with a generator for each of its kind, of which one is current."""
+
+    def __init__(self):
+        self.generators, self.current = [torch.Generator().manual_seed(i) for i in range(2)], 0
+
+    def get_rng_state(self, device):
+        return self.generators[device.index].get_state()
+
+    def set_rng_state(self, state, device):
+        self.generators[device.index].set_state(state)
+
+    def manual_seed(self, seed):
+        self.generators[self.current].manual_seed(seed)
+
+    @contextlib.contextmanager
+    def device(self, device):
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_generator_of_the_tensors_own_device_is_seeded(index, monkeypatch):
+    module, drawn = Several(), []
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    before = [generator.get_state() for generator in module.generators]
+    for _ in range(2):
+        with seeded(3, torch.device("cuda", index)):
+            drawn.append(torch.rand(3, generator=module.generators[index]))
+    assert torch.equal(*drawn)
+    assert all(torch.equal(g.get_state(), state) for g, state in zip(module.generators, before, strict=True))

@@ -79,7 +79,7 @@ class Looks:
             whole: The model takes all rows of the batch, or none.
         """
         if (caution := f.norms.caution()) is not None:
-            self.state.warn_once(caution)
+            self.state.warn_once(caution, key="norms")
         if self.state.floor is None and not bool(quotients.detach().isfinite().all()):
             self.state.warn_once(STEEP if q.resolution.limit else OUTSIDE)
         count = len(quotients) if whole else min(ROWS, len(quotients))

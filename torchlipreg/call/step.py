@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from torchlipreg.call.climbing import ascent_rule, climb
 from torchlipreg.call.first_batch import first_look
-from torchlipreg.call.held import HeldModel
+from torchlipreg.call.held_model import HeldModel
 from torchlipreg.call.looks import Looks
 from torchlipreg.call.methods import Batch, LocalPairs, PairMethod, PersistentPairs, finite_copy
 from torchlipreg.call.reduction import by_row, reduce
@@ -87,23 +88,23 @@ class Step:
         if not self.update and (last := self.state.on(points.device)) is not None:
             with fixed as f:
                 return self._as_before(f, region, last, points, side)
-        loop = self._looked_at(held, seen, x, outputs, side, kwargs, region)
+        look = partial(self._looked_at, x, outputs, side, kwargs, region)
+        loop = look(held.fixed(seen)) if self.settings.choose else None
         batch = method.batch(points, side, outputs, self.rng)  # the user's `choose` sees the model as the loop has it
         with fixed as f:
             self.looks.before(f, seen)
+            loop = loop or look(nullcontext(f))
             rule = ascent_rule(region, batch.x)
             carried = method.start(batch, self.state, rule, self.rng)
-            fx = self._at_anchor(f, region, carried, batch, loop if seen.graph else None, seen.drifts)
-            q = self._quotient(f, region, carried, fx)
+            q = self._quotient(f, region, carried, self._at_anchor(f, region, carried, batch, loop, seen))
             if self.update:
                 carried = climb(carried, q, rule, region, batch.x)
                 q = self._as_met(f, q, carried, region)
             quotients = q(carried.pairs, batch.valid)
             if self.update:
                 self.looks(model, f, q, carried, batch.valid, quotients, whole=seen.whole)
-        value, estimate = reduce(quotients, batch.valid, self.settings)
         remember = partial(method.remember, self.state, carried, batch, by_row(quotients.detach()))
-        return Outcome(value, estimate, remember if self.update else None)
+        return Outcome(*reduce(quotients, batch.valid, self.settings), remember if self.update else None)
 
     def _region(self, held: HeldModel, seen: Seen, points: Tensor, side: SideRows) -> Region:
         region = Region(self.settings, self._resolution(seen, points))
@@ -158,9 +159,15 @@ class Step:
         return Outcome(*reduce(q(previous.pairs, valid), valid, self.settings))
 
     def _looked_at(
-        self, held: HeldModel, seen: Seen, x: Tensor, outputs: Any, side: SideRows, kwargs: Kwargs, region: Region
+        self,
+        x: Tensor,
+        outputs: Any,
+        side: SideRows,
+        kwargs: Kwargs,
+        region: Region,
+        fixed: AbstractContextManager[FixedFunction],
     ) -> LoopOutputs | None:
-        """Return the loop's outputs, their shape checked, if this call looks at them."""
+        """Return the loop's outputs, their shape checked, if this call looks at them; ``output`` may run modules."""
         if outputs is None or not (region.shares_fx or self.settings.choose):
             return None
         # As from embeddings, or from what makes a condition: f(x) would pull at it, with f(x′) holding still.
@@ -168,7 +175,7 @@ class Step:
         output = self.settings.output
         if is_own(output):
             return LoopOutputs.select(x, outputs, side, lambda y, x: select(y, output, len(x))[0], pulls=pulls)
-        with held.fixed(seen) as f:  # another may run modules
+        with fixed as f:
             return LoopOutputs.select(x, outputs, side, f.selected, pulls=pulls)
 
     def _at_anchor(
@@ -178,15 +185,17 @@ class Step:
         carried: Carried,
         batch: Batch,
         loop: LoopOutputs | None,
-        drifts: bool,
+        seen: Seen,
     ) -> Tensor | None:
         """Return f(x) where x stays on the data point: the loop's outputs if they serve, else by a forward."""
         fx = self._follow(f, carried, batch.x, batch.side)
         if not region.shares_fx:
             return None
-        if loop is not None and self.reuse.allowed(f, loop, needs_gradient=not self.settings.one_sided, drifts=drifts):
-            fx = loop.y if batch.rows is None else loop.y[batch.rows]
-            fx = fx if len(fx) else loop.y.new_zeros(len(batch.x), *loop.y.shape[1:])
+        pulled = not self.settings.one_sided
+        lent = loop if seen.graph else None  # else f(x) alone would be pulled at
+        if lent is not None and self.reuse.allowed(f, lent, needs_gradient=pulled, drifts=seen.drifts):
+            fx = lent.y if batch.rows is None else lent.y[batch.rows]
+            fx = fx if len(fx) else lent.y.new_zeros(len(batch.x), *lent.y.shape[1:])
         return self._at(f.with_rows(carried.side), carried.pairs.x, fx)
 
     def _at(self, f: Function, x: Tensor, fx: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from torchlipreg.geometry.plain import PlainFormulas
 Function = Callable[[Tensor], Tensor]
 _ONE_AT_A_TIME = threading.RLock()  # torch's levels of forward mode are those of the process, not of a thread
 SETTLED = 32  # a direction v has settled where ‖Jᵀ J v / σ − σ v‖ is at most so many tolerances of σ = ‖J v‖
-PullBack = Callable[[Tensor], Tensor]
+Transposed = Callable[[Tensor], Tensor]
 
 
 def directional_derivative(f: Function, x: Tensor, v: Tensor) -> Tensor:
@@ -39,6 +39,20 @@ def directional_derivative(f: Function, x: Tensor, v: Tensor) -> Tensor:
         return derivative
 
 
+def pull_back(f: Function, x: Tensor) -> tuple[Tensor, Transposed]:
+    """Return f(x), and u -> Jᵀu of each row: by autograd, which takes every custom function."""
+    with torch.enable_grad():
+        z = x.detach().requires_grad_()
+        y = f(z)
+
+    def transposed(u: Tensor) -> Tensor:
+        if not y.requires_grad:
+            return torch.zeros_like(x)
+        return torch.autograd.grad(y, z, u, retain_graph=True, materialize_grads=True)[0]
+
+    return y.detach(), transposed
+
+
 def jacobian_norm(f: Function, x: Tensor, input_norm: float, output_norm: float, steps: int, tol: float) -> Tensor:
     """Return ‖J(xᵢ)‖ from ℓp to ℓq at each point: exact in closed form, 2→2 by power iteration from below.
 
@@ -57,10 +71,10 @@ def jacobian_norm(f: Function, x: Tensor, input_norm: float, output_norm: float,
         ValueError: If the norm is NP-hard to compute.
     """
     with forward_mode():
-        y, pull_back = _forward(f, x)
+        y, transposed = pull_back(f, x)
         inputs, outputs = x[0].numel(), y[0].numel()
         if (input_norm, output_norm) == (2, 2) and outputs > 1 and inputs > 1:
-            return _spectral_norm(f, x, pull_back, steps, tol)
+            return _spectral_norm(f, x, transposed, steps, tol)
         if outputs == 1:
             output_norm = math.inf
         elif inputs == 1:
@@ -71,25 +85,11 @@ def jacobian_norm(f: Function, x: Tensor, input_norm: float, output_norm: float,
                 f"with `output_norm`={output_norm!r}: this operator norm is NP-hard to compute. "
                 "`lipschitz_lower_bound` gives a lower bound in any pair of norms."
             )
-        rows = _jacobian_rows(y, pull_back)
+        rows = _jacobian_rows(y, transposed)
         return _largest_column(rows, output_norm) if input_norm == 1 else _largest_row(rows, input_norm)
 
 
-def _forward(f: Function, x: Tensor) -> tuple[Tensor, PullBack]:
-    """Return f(x) and the product of a vector with its Jacobian: by autograd, which takes every custom function."""
-    with torch.enable_grad():
-        z = x.detach().requires_grad_()
-        y = f(z)
-
-    def pull_back(u: Tensor) -> Tensor:
-        if not y.requires_grad:
-            return torch.zeros_like(x)
-        return torch.autograd.grad(y, z, u, retain_graph=True, materialize_grads=True)[0]
-
-    return y.detach(), pull_back
-
-
-def _spectral_norm(f: Function, x: Tensor, pull_back: PullBack, steps: int, tol: float) -> Tensor:
+def _spectral_norm(f: Function, x: Tensor, transposed: Transposed, steps: int, tol: float) -> Tensor:
     generator = torch.Generator(x.device).manual_seed(0)
     v = rescale(torch.empty_like(x).normal_(generator=generator), 1.0, 2)
     norm = torch.zeros(len(x), dtype=x.dtype, device=x.device)
@@ -98,7 +98,7 @@ def _spectral_norm(f: Function, x: Tensor, pull_back: PullBack, steps: int, tol:
             u = torch.func.jvp(f, (x,), (v,))[1]
         now = scaled_norm(u, 2)
         previous, norm = norm, torch.maximum(norm, now)
-        w = pull_back(rescale(u, 1.0, 2))  # Jᵀ u itself would overflow at slopes of 1e20
+        w = transposed(rescale(u, 1.0, 2))  # Jᵀ u itself would overflow at slopes of 1e20
         if bool((norm - previous <= tol * norm).all()):
             # Slow growth alone may also mean that two singular values are close.
             if bool((scaled_norm(w - per_row(now, w) * v, 2) <= SETTLED * tol * now).all()):
@@ -107,12 +107,12 @@ def _spectral_norm(f: Function, x: Tensor, pull_back: PullBack, steps: int, tol:
     return norm
 
 
-def _jacobian_rows(y: Tensor, pull_back: PullBack) -> Iterator[Tensor]:
+def _jacobian_rows(y: Tensor, transposed: Transposed) -> Iterator[Tensor]:
     # One output at a time: memory for one row of the Jacobian, shape (N, *), whatever the number of outputs.
     for i in range(y[0].numel()):
         unit = torch.zeros_like(y).reshape(len(y), -1)
         unit[:, i] = 1
-        yield pull_back(unit.view_as(y))
+        yield transposed(unit.view_as(y))
 
 
 def _largest_row(rows: Iterator[Tensor], input_norm: float) -> Tensor:

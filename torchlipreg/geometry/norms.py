@@ -34,10 +34,10 @@ def scaled_norm(v: Tensor, p: float) -> Tensor:
 
     In the dtype of v: some devices have no float64.
     """
-    if p != 2:
+    if p != 2 or v.numel() == 0:
         return row_norm(v, p)
     largest = row_norm(v, math.inf).clamp_min(torch.finfo(v.dtype).tiny)
-    return largest * row_norm(v / per_row(largest, v), 2)
+    return torch.where(largest == math.inf, largest, largest * row_norm(v / per_row(largest, v), 2))
 
 
 def dual_exponent(p: float) -> float:

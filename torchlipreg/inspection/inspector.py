@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchlipreg.inspection.closeness import differs
 from torchlipreg.inspection.identity import identity, roots_of
@@ -45,6 +45,7 @@ class Inspector:
         *,
         part: FixedFunction | None = None,
         gradient: bool = True,
+        follow: bool = True,
     ) -> Seen:
         """Look at a model: four forwards and a backward to its input, whose values are waited for.
 
@@ -58,6 +59,7 @@ class Inspector:
             x: Data points, raw, shape (N, *), N ≥ 1.
             part: The same with side inputs for the first half of the rows: does the model take a part of a batch?
             gradient: Look at the gradient to the input, too.
+            follow: Look whether all norms in train mode can follow a batch.
 
         Returns:
             What was seen, kept for ``known``.
@@ -80,40 +82,35 @@ class Inspector:
             with observing(f, writes):  # at points where the loop's forward has not written the same
                 coupled, varies = _of_other_rows(f, x, y, 32 * COUPLING if observer.dtype in NARROW else COUPLING)
             graph, no_path, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
-            if f.follows:
-                f.norms.hold_those_read(_statistics_read(f, x))
-            held = f.norms.caution() if f.follows else None
-        sure, coupled = (
-            error is None,
-            coupled or f.norms.depends_on_batch,
-        )  # be its effect zero at first, or a batch of one
-        no_path, flat = no_path and sure, flat and varies
-        coupled, written = coupled and sure, writes.lasting or (weights.replaced if sure else None)
-        dtype = observer.dtype or compute_dtype(model, x)
+            norms = _of_norms(f, x) if follow and f.follows else None
+        sure = error is None
+        coupled = coupled or f.norms.depends_on_batch  # be its effect zero at first, or a batch of one
         seen = Seen(
-            dtype,
-            stateful,
-            drifts,
-            draws,
-            error,
-            coupled,
-            graph,
-            no_path,
-            flat,
-            whole,
-            written,
-            held,
-            f.reruns,
-            gradient,
+            dtype=observer.dtype or compute_dtype(model, x),
+            stateful=stateful,
+            drifts=drifts,
+            draws=draws,
+            error=error,
+            coupled=coupled and sure,
+            graph=graph,
+            no_path=no_path and sure,
+            flat=flat and varies,
+            whole=whole,
+            written=writes.lasting or (weights.replaced if sure else None),
+            norms=norms,
+            reruns=f.reruns,
+            with_gradient=gradient,
         )
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
         self._seen[key] = seen, [weakref.ref(root) for root in roots_of(model)]
         return seen
 
     def note(self, model: Callable[..., Any], **found: Any) -> None:
-        """Change what was seen of a model."""
-        seen, roots = self._seen[identity(model)]
-        self._seen[identity(model)] = seen._replace(**found), roots
+        """Change what was seen of a model, unless a forward has made another of it."""
+        key = identity(model)
+        if key in self._seen:
+            seen, roots = self._seen[key]
+            self._seen[key] = seen._replace(**found), roots
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}}  # by identities, which a copy does not have
@@ -220,12 +217,13 @@ def _of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool, bo
     return value.requires_grad, elsewhere is None or not _close(y, elsewhere, TOLERANCE), False
 
 
-def _statistics_read(f: FixedFunction, x: Tensor) -> set[nn.Module]:
-    """Return the norms whose running statistics take part, in whatever way, where they are to follow those of x."""
-    reads = Reads(f.norms.norms)
+def _of_norms(f: FixedFunction, x: Tensor) -> str | None:
+    """Return what to tell of norms in train mode: that statistics are held which are read, but do not follow x."""
+    reads = Reads(f.norms.statistics())
     with torch.enable_grad(), observing(f, reads):
         f.follow_statistics(x)
-    return reads.of
+    f.norms.hold_those_read(reads.of)
+    return f.norms.caution()
 
 
 def _values(f: FixedFunction, x: Tensor) -> Tensor | None:

@@ -115,15 +115,26 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
-    def __init__(self, norms: list[nn.Module]) -> None:
+    def __init__(self, statistics: Iterable[tuple[nn.Module, Tensor]]) -> None:
+        """Begin.
+
+        Args:
+            statistics: Norms, and what they hold.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
-        self._norms, self.of = norms, set[nn.Module]()
+        self.of: set[nn.Module] = set()
+        self._places = {storage: m for m, b in statistics for storage in _storages(b)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and note the norms that hold something of what it takes."""
-        taken = {storage for t in tree_leaves((args, kwargs)) for storage in _storages(t)}
-        self.of |= {m for m in self._norms if any(not taken.isdisjoint(_storages(b)) for b in m._buffers.values())}
-        return func(*args, **(kwargs or {}))
+        """Run an operation, and note the norms that hold something of what it takes; a copy counts as its original."""
+        result = func(*args, **(kwargs or {}))
+        taken = (storage for t in tree_leaves((args, kwargs)) for storage in _storages(t))
+        norms = {self._places[storage] for storage in taken if storage in self._places}
+        if func is torch.ops.aten.clone.default:
+            self._places |= {storage: m for m in norms for storage in _storages(result)}
+        else:
+            self.of |= norms
+        return result
 
 
 class Weights:

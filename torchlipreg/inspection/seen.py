@@ -25,7 +25,7 @@ class Seen(NamedTuple):
         flat: There is a path, but the gradient to the input is zero, though the outputs differ from point to point.
         whole: It takes the loop's batch, but no part of it.
         written: The operation that writes into what nobody puts back, and the shape of that; None without one.
-        held: What the user should know about norms in train mode; None if there is nothing.
+        norms: What the user should know about norms in train mode; None if there is nothing.
         reruns: A part of it runs again in its backward, and is no checkpoint.
         with_gradient: A backward was among what was looked at, unless the model is sharded.
         surrogate: Its derivative is not that of its values; None if that was not looked at, as outside of the limit.
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
     flat: bool
     whole: bool
     written: str | None
-    held: str | None
+    norms: str | None
     reruns: bool
     with_gradient: bool
     surrogate: bool | None = None
@@ -51,7 +51,7 @@ class Seen(NamedTuple):
         """Return what the user should know of such a model."""
         # Without any graph an ascent will not go, and say so.
         told = ((COUPLED_ROWS, self.coupled), (HIDDEN_INPUT, self.no_path and self.graph), (FLAT, self.flat))
-        cautions = [text for text, holds in told if holds] + ([] if self.held is None else [self.held])
+        cautions = [text for text, holds in told if holds]
         return cautions if self.written is None else [*cautions, WRITTEN.format(self.written)]
 
 
@@ -68,8 +68,8 @@ HIDDEN_INPUT = (
 )
 SURROGATE = (
     "The derivative of argument `model` is not that of its values: a part is detached or has a gradient of its own, as "
-    "of straight-through estimators. What is computed in the limit ε → 0 is about that gradient: give a `radius`, also "
-    "to `lipschitz_lower_bound`, with which differences of values are taken."
+    "of straight-through estimators. What is computed in the limit ε → 0, and by `operator_norm`, is about that "
+    "gradient: with a `radius` a penalty and `lipschitz_lower_bound` take differences of values."
 )
 FLAT = (
     "The gradient of argument `model` to its input is zero on the first batch, though its outputs differ: it rounds, "

@@ -44,5 +44,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with forked(device):
         torch.default_generator.manual_seed(seed)
         if device.type != "cpu":
-            torch.get_device_module(device).manual_seed(seed)
+            module = torch.get_device_module(device)
+            with module.device(device) if _which(device) else contextlib.nullcontext():  # not the current one
+                module.manual_seed(seed)
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import ItemsView, Iterable
+from collections.abc import ItemsView, Iterable, Iterator
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -54,6 +54,13 @@ class Following:
         """Hold a module's statistics constant, if it tracks those of batches."""
         if tracks_batches(m):
             self._held.add(type(m).__name__)
+
+    def statistics(self) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Return the norms that can follow, with each buffer: the frozen one, and what stands for it now."""
+        for m in self.norms:
+            for b in (*self._buffers[m].values(), *m._buffers.values()):
+                if b is not None:
+                    yield m, b
 
     def hold_those_read(self, norms: Iterable[nn.Module]) -> None:
         """Note that norms, whose statistics were read, are held constant, unless they were called and so followed."""

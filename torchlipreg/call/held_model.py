@@ -75,6 +75,8 @@ class HeldModel:
                 self.inspector.look_at_another_number(f.with_rows(side), some)
         for caution in seen.cautions():
             self.state.warn_once(caution)
+        if seen.norms is not None:
+            self.state.warn_once(seen.norms, key="norms")
         if self.state.floor is not None:
             look_at_precision(self.settings, radius, self.state.floor, seen.dtype, points, self.state.warn_once)
         return seen
@@ -83,7 +85,7 @@ class HeldModel:
         """Look, once in the limit, whether the derivative is that of the values; not where FSDP shards the model."""
         if seen.surrogate is None and seen.graph and not is_sharded(all_modules(self.model)):
             in_float64 = partial(self.fixed, seen, eager=True, double=True, meet=True)
-            surrogate = has_surrogate(in_float64, points, side)
+            surrogate = has_surrogate(in_float64, points, side, bounds=self.settings.bounds)
             self.inspector.note(self.model, surrogate=surrogate)
             if surrogate:
                 self.state.warn_once(SURROGATE)
