@@ -11,6 +11,7 @@ OURS = (
         "tv-quarter-10",
         "tv-quarter-5",
         "tv-quarter-40",
+        "tv-wide-quarter",
         "tv-eighth",
         "tv-eighth-20",
         "tv-alternate",
@@ -18,7 +19,6 @@ OURS = (
         "tv-tenth",
     ),
     *("logits-quarter", "tv-whole", "tv-whole-30"),
-    *("tv-wide-quarter", "tv-wide-quarter-12", "tv-wide-fourth", "tv-wide-whole"),
 )
 
 

@@ -65,17 +65,12 @@ KNOBS = {  # of the frontier: ε of training, β, the weight
     "trades-2": Recipe("TRADES, β 2", trades, {"epsilon": EPSILON, "beta": 2.0}),
     "tv-quarter-5": tv(5, 1 / 4),
     "tv-quarter-40": tv(40, 1 / 4),
-}
-WIDE = {  # the penalty in a wider ball than that of the attack
     "tv-wide-quarter": tv(16, 1 / 4, pixels=10),
-    "tv-wide-quarter-12": tv(12, 1 / 4, pixels=10),
-    "tv-wide-fourth": tv(8, 1 / 4, pixels=10, interval=4),
-    "tv-wide-whole": tv(12, pixels=10),
 }
 COLLAPSE = {  # single-step training at twice the perturbation
     "fgsm-16": fgsm(16),
     "n-fgsm-16": Recipe("N-FGSM, ε 16", noise_fgsm, {"epsilon": 16 * PIXEL}),
     "tv-quarter-16": tv(20, 1 / 4, pixels=16),
 }
-ALL = DECISIVE | RIVALS | OURS | KNOBS | WIDE | COLLAPSE
+ALL = DECISIVE | RIVALS | OURS | KNOBS | COLLAPSE
 RECIPES = {network: ALL for network in ("conv", "conv-bn", "resnet", "vit")}
