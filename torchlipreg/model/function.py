@@ -177,8 +177,8 @@ class FixedFunction:
             raise ValueError(
                 f"The model failed on {count} points of a batch of {self._batch_size}: {error} If `model` closes over "
                 "other inputs of the whole batch (masks, conditions, labels), pass them as argument `model_kwargs`, "
-                "tensors with a row for each point of `x`, so that those of the points in use come along. A state of so "
-                "many rows that the model carries, and a squeeze() of one row, take no `num_pairs`."
+                "tensors with a row for each point of `x`, so that those of the points in use come along. A state of "
+                "as many rows on the model, and a squeeze() of one row, do not go with `num_pairs`."
             ) from error
 
     def _explain_output(self, error: Exception, returned: Any) -> None:
