@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from torchlipreg import LipschitzPenalty
 from torchlipreg.checks import check_instance
 from torchlipreg.integrations._lightning_packages import callback_base
@@ -57,7 +59,8 @@ class LipschitzCallback(_Callback):
     Checkpoints hold the pairs of all processes, and load into any number of them. So :meth:`state_dict` is collective,
     as ``trainer.save_checkpoint`` is.
 
-    It logs, at the trainer's own logging steps: ``penalty``, ``lipschitz`` (the largest quotient, a lower bound),
+    It logs, at the trainer's own logging steps: ``penalty`` (with ``interval``, that of a step in the mean),
+    ``lipschitz`` (the largest quotient, a lower bound),
     ``lipschitz_weight``, ``lipschitz_radius`` and ``penalty_share`` (of this process), where they exist. It warns
     after an epoch in which ``training_step`` never added the penalty to its loss.
 
@@ -178,7 +181,8 @@ class LipschitzCallback(_Callback):
         penalty = self.penalty
         if penalty.value is None:
             return
-        shown = {"penalty": penalty.value, "lipschitz": penalty.estimate}
+        added = penalty.value / penalty.settings.interval if penalty.weight else torch.zeros_like(penalty.value)
+        shown = {"penalty": added, "lipschitz": penalty.estimate}
         weight, radius, share = penalty.weight, penalty.radius, penalty.share
         others = {"lipschitz_weight": weight, "lipschitz_radius": radius, "penalty_share": share}
         for values, on_bar in ((shown, self.prog_bar), (others, False)):

@@ -15,7 +15,7 @@ from transformers import Trainer
 from torchlipreg import LipschitzPenalty
 from torchlipreg.checks import check_instance
 from torchlipreg.integrations._stepped import Stepped
-from torchlipreg.integrations._trainer_input import check_shape, penalised, plain_model, without_loss
+from torchlipreg.integrations._trainer_input import check_shape, penalised, plain_model, recorded, without_loss
 from torchlipreg.integrations._trainer_schedules import Stepping, find_accuracy, load_schedules
 from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, save_penalty
 from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
@@ -38,9 +38,11 @@ class LipschitzTrainerMixin:
     ``save_only_model``); resuming restores it, in any number of processes. The weights are Trainer's business:
     transformers 5.24 resumes its own ViT without most of them, and only logs "missing keys".
 
-    Penalised is ``pixel_values``, ``input_features``, ``input_values`` or ``inputs_embeds``, or else the only floating
-    tensor of the batch. For ``input_ids`` it is their embeddings, so that radius and norms are those of the model's
-    embedding space; the mask and whatever else the batch holds, but labels, are the penalty's ``model_kwargs``.
+    Penalised is what the model was called with: ``pixel_values``, ``input_features``, ``input_values`` or
+    ``inputs_embeds``, or else the only floating tensor. For ``input_ids`` it is what the model looks up for them, so
+    that radius and norms are those of the model's embedding space; the ids stay, as a model may read them elsewhere.
+    The mask and whatever else the model takes, but labels, are the penalty's ``model_kwargs``. Embeddings and outputs
+    of padding count like others: pad little.
 
     Trainer 5.24 itself adds up, where it should average, the task's loss of accumulated batches for models that take
     ``**kwargs`` and do not divide by ``num_items_in_batch``, such as transformers' sequence classifiers: the penalty
@@ -164,8 +166,9 @@ class LipschitzTrainerMixin:
         if not (torch.is_grad_enabled() and (self._in_step or plain_model(model).training)):
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)  # type: ignore[misc]
         self._asked = True
-        loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)  # type: ignore[misc]
-        term = self._penalty_at(model, inputs, outputs)
+        with recorded(model) as (called, embeds):
+            loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)  # type: ignore[misc]
+        term = self._penalty_at(model, called or inputs, embeds, outputs)
         batches = getattr(self, "current_gradient_accumulation_steps", 1)
         self._terms.add(term.detach(), 1 / batches)
         if term.requires_grad:
@@ -181,10 +184,13 @@ class LipschitzTrainerMixin:
         of_items = self.model_accepts_loss_kwargs and items is not None  # type: ignore[attr-defined]
         return bool(of_items) or self.compute_loss_func is not None  # type: ignore[attr-defined]
 
-    def _penalty_at(self, model: nn.Module, inputs: dict[str, Any], outputs: Any) -> Tensor:
+    def _penalty_at(self, model: nn.Module, inputs: dict[str, Any], embeds: list[Tensor], outputs: Any) -> Tensor:
+        if self.penalty.weight == 0:
+            return torch.zeros(())
         check_parallelism(model)
         labels, eager = self.label_names, self.penalty.radius == 0  # type: ignore[attr-defined]
-        name, f, x, model_kwargs = penalised(model, inputs, self.penalty_input, labels, eager=eager)
+        found = embeds[0] if embeds else None
+        name, f, x, model_kwargs = penalised(model, inputs, found, self.penalty_input, labels, eager=eager)
         check_shape(self.penalty, x)
         term = self.penalty(f, x, without_loss(outputs), model_kwargs=model_kwargs)
         if not self._looked:  # the penalty itself, which sees a callable around the model, cannot

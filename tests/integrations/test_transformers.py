@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 pytest.importorskip("transformers")
+import transformers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -424,6 +425,93 @@ def test_weight_zero_trains_as_the_trainer_does_and_the_penalty_draws_no_number(
         assert_same(penalised, plain, 1e-6)
 
 
+TEXT_MODELS = {
+    "Bert": {},
+    "Roberta": {},
+    "Esm": {"mask_token_id": 2, "token_dropout": True, "position_embedding_type": "absolute"},
+    "Llama": {},
+    "GPT2": {"n_embd": 16, "n_layer": 1, "n_head": 2},
+    "OPT": {"ffn_dim": 16, "word_embed_proj_dim": 16},
+}
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_a_model_that_reads_its_ids_elsewhere_is_the_same_function(tmp_path, name, padding):
+    """Which token is pooled, which places count, how dropout of tokens is scaled: by the ids, not the embeddings."""
+    torch.manual_seed(0)
+    small = {"vocab_size": 60, "pad_token_id": 1, "num_labels": 3, "hidden_size": 16, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 16}
+    config = getattr(transformers, f"{name}Config")(**small | TEXT_MODELS[name])
+    net = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    ids, lengths = torch.randint(5, 50, (4, 8)), torch.tensor([8, 6, 5, 3])
+    mask = torch.ones_like(ids) if padding == "none" else (torch.arange(8) < lengths[:, None]).long()
+    mask = mask.flip(1) if padding == "left" else mask
+    batch = {"input_ids": torch.where(mask.bool(), ids, 1), "attention_mask": mask, "labels": torch.zeros(4).long()}
+    t = trainer(tmp_path, net, [{"input_ids": ids[0]}], build(radius=0.05, input_norm=2))
+    t._in_step = True
+    loss, out = t.compute_loss(net, dict(batch), return_outputs=True)
+    table = net.get_input_embeddings()
+
+    def f(z, **rows):
+        hook = table.register_forward_hook(lambda module, args, found: z)
+        try:
+            return net(**rows).logits
+        finally:
+            hook.remove()
+
+    z = table(batch.pop("input_ids")).detach().requires_grad_()
+    rows = {"input_ids": torch.where(mask.bool(), ids, 1), "attention_mask": mask}
+    expected = build(radius=0.05, input_norm=2)(f, z, model_kwargs=rows)
+    torch.testing.assert_close(loss - out.loss, expected, rtol=1e-3, atol=1e-6)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    got, wanted = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(v, parameters, materialize_grads=True, allow_unused=True)])
+        for v in (loss - out.loss, expected)
+    )
+    assert (got - wanted).norm() <= 1e-3 * wanted.norm()
+
+
+class Prepares(Trainer):
+    """Normalises what the batch holds, by position, and keeps a column for itself."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        out = model(None, inputs["pixel_values"] / 8, labels=inputs["labels"])
+        loss = out["loss"] * inputs["importance"].mean()
+        return (loss, out) if return_outputs else loss
+
+
+class PreparesPenalised(LipschitzTrainerMixin, Prepares):
+    pass
+
+
+class ByPosition(Net):
+    def forward(self, unused=None, pixel_values=None, labels=None, **kwargs):
+        assert "importance" not in kwargs
+        return super().forward(pixel_values=pixel_values, labels=labels)
+
+
+def test_what_the_model_was_called_with_is_penalised(tmp_path):
+    data = [{**row, "importance": 1.0} for row in images()]
+    penalty, net = build(), ByPosition()
+    t = trainer(tmp_path, net, data, penalty, kind=PreparesPenalised, max_steps=1, learning_rate=0.0,
+                remove_unused_columns=False)  # fmt: skip
+    t.train()
+    x = next(batches(images()))["pixel_values"] / 8
+    torch.testing.assert_close(penalty.value.cpu(), build()(lambda z: Net.forward(net, pixel_values=z), x).detach())
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_hooks_on_the_embeddings_are_called_as_often_as_without(tmp_path, weight):
+    def count(kind, **options):
+        net, calls = OfTokens(), []
+        net.table.register_forward_hook(lambda module, args, found: calls.append(len(args[0])))
+        kind(model=net, args=arguments(tmp_path), train_dataset=texts(), **options).train()
+        return calls
+
+    assert count(LipschitzTrainer, penalty=build(weight=weight)) == count(Trainer)
+
+
 def test_a_transformers_model_sees_what_it_sees_as_ids(tmp_path):
     """BERT in float64 without dropout: the gradient of the penalty alone, beside that of a plain call."""
     net = dropping_bert().double().eval()
@@ -816,9 +904,10 @@ def test_a_loss_that_leaves_the_penalty_out(tmp_path):
         trainer(tmp_path, Net(), images(), kind=Forgetful).train()
 
 
-class NoEmbeds(OfTokens):
-    def forward(self, input_ids, attention_mask, labels=None):
-        return super().forward(input_ids, attention_mask, labels=labels)
+class LooksUpElsewhere(OfTokens):
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None):
+        z = torch.nn.functional.embedding(input_ids, self.table.weight)
+        return super().forward(None, attention_mask, z, labels=labels)
 
 
 class NoTable(nn.Module):
@@ -833,8 +922,8 @@ class NoTable(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "data", "name", "error", "message"),
     [
-        (NoEmbeds, texts(), None, ValueError, "`model` to take embeddings.*NoEmbeds lacks a parameter `inputs_embeds`"),
-        (NoTable, texts(), None, ValueError, "NoTable lacks a method `get_input_embeddings`"),
+        (LooksUpElsewhere, texts(), None, ValueError, "`model` to look its token ids up"),
+        (NoTable, texts(), None, ValueError, "a method `get_input_embeddings`.*NoTable lacks it"),
         (Net, images(), "pixels", ValueError, r"`penalty_input`.*'pixels'.*pixel_values \(torch.float64\)"),
         (OfTokens, texts(), "attention_mask", TypeError, "`penalty_input`.*'attention_mask' is torch.int64"),
     ],
