@@ -338,9 +338,9 @@ def recorder(package):
     return Recorder()
 
 
-@pytest.mark.parametrize("prefix", ["", "second_"])
-def test_it_logs_at_the_trainers_steps(package, tmp_path, prefix):
-    penalty, logger = build("tv"), recorder(package)
+@pytest.mark.parametrize(("prefix", "interval"), [("", 1), ("second_", 1), ("", 2)])
+def test_it_logs_at_the_trainers_steps(package, tmp_path, prefix, interval):
+    penalty, logger = build("tv", interval=interval), recorder(package)
     seen = []
     module = module_of(package, penalty)
     module.on_train_batch_end = lambda *_: seen.append((penalty.value.item(), penalty.estimate.item()))
@@ -349,11 +349,29 @@ def test_it_logs_at_the_trainers_steps(package, tmp_path, prefix):
     lines = [(step, line) for step, line in logger.lines if f"{prefix}penalty" in line]
     assert [step for step, _ in lines] == [2, 5, 8, 11, 14]
     for step, line in lines:
-        assert line[f"{prefix}penalty"] == pytest.approx(seen[step][0], rel=1e-6)
+        assert line[f"{prefix}penalty"] == pytest.approx(
+            seen[step][0] / interval, rel=1e-6
+        )  # what a step gets in the mean
         assert line[f"{prefix}lipschitz"] == pytest.approx(seen[step][1], rel=1e-6)
         assert line[f"{prefix}lipschitz_weight"] == 0.5
         assert line[f"{prefix}lipschitz_radius"] == pytest.approx(0.1)
-    assert lines[-1][1][f"{prefix}penalty_share"] > 0
+    assert interval > 1 or lines[-1][1][f"{prefix}penalty_share"] > 0
+
+
+def test_it_logs_nothing_added_as_nothing(package, tmp_path):
+    penalty, logger = build("tv"), recorder(package)
+    module = module_of(package, penalty)
+
+    def switch_off(*_):
+        penalty.weight = 0.0
+
+    module.on_train_batch_start = lambda batch, i: switch_off() if i else None
+    callback, options = LipschitzCallback(penalty), {"logger": logger, "log_every_n_steps": 1, "max_epochs": 1}
+    trainer_of(package, tmp_path, callback, **options).fit(*loaders(module, False))
+    first, *others = [line["penalty"] for _, line in logger.lines if "penalty" in line]
+    assert first > 0
+    assert others
+    assert not any(others)
 
 
 def test_two_penalties(package, tmp_path):
