@@ -371,6 +371,7 @@ JUDGED = (
     "tv-fourth",
     "tv-quarter-10",
     "tv-quarter",
+    "tv-wide-quarter",
     "tv-whole",
     "tv-whole-30",
 )
@@ -409,6 +410,9 @@ def test_on_a_part_of_the_batch_it_lies_on_fgsms_front_at_a_lower_price():
     assert 1.5 < clean - its_clean < 2.5
     assert 0.7 < noisy - ours < 1.2
     assert 3.5 < clean - noisy_clean < 4.6
+    wide, wide_clean = means(results, "tv-wide-quarter")
+    assert abs(wide - ours) < 0.3
+    assert -1 < wide_clean - clean < 0, "on the same front"
     fourth, fourth_clean = means(results, "tv-fourth")
     assert round(100 * (fourth - plain) / (fgsm - plain)) == 88
     assert abs(fourth_clean - gentle_clean) < 0.8
