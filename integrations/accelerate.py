@@ -115,9 +115,16 @@ def load_penalty(penalty: LipschitzPenalty, path: Path) -> None:
     Args:
         penalty: This process's.
         path: Of the file.
+
+    Raises:
+        ValueError: If it belongs to another kind of penalty.
     """
     if path.exists():
-        penalty.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            penalty.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{error} The state is the file {path}: without it the pairs start anew.") from error
     else:
         warn_user(f"There is no penalty in {path.parent}: its pairs start anew.")
 

@@ -19,6 +19,7 @@ from torchlipreg.integrations._trainer_input import check_shape, penalised, plai
 from torchlipreg.integrations._trainer_schedules import Stepping, find_accuracy, load_schedules
 from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, save_penalty
 from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
+from torchlipreg.outputs import is_own
 
 NAME = FILE.format(0)
 SCHEDULES = "lipschitz_schedules.bin"
@@ -192,7 +193,10 @@ class LipschitzTrainerMixin:
         found = embeds[0] if embeds else None
         name, f, x, model_kwargs = penalised(model, inputs, found, self.penalty_input, labels, eager=eager)
         check_shape(self.penalty, x)
-        term = self.penalty(f, x, without_loss(outputs), model_kwargs=model_kwargs)
+        settings = self.penalty.settings
+        # A tuple that begins with the loss has without labels one element less, or None in its place: who knows.
+        unclear = isinstance(outputs, tuple) and not is_own(settings.output) and settings.choose is None
+        term = self.penalty(f, x, None if unclear else without_loss(outputs), model_kwargs=model_kwargs)
         if not self._looked:  # the penalty itself, which sees a callable around the model, cannot
             check_unused_parameters(model, outputs, term)
             self._looked = True

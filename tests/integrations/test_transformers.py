@@ -501,6 +501,22 @@ def test_what_the_model_was_called_with_is_penalised(tmp_path):
     torch.testing.assert_close(penalty.value.cpu(), build()(lambda z: Net.forward(net, pixel_values=z), x).detach())
 
 
+class WithoutLabels(Net):
+    """Returns a tuple, with None for the loss where there are no labels."""
+
+    def forward(self, pixel_values, labels=None):
+        out = super().forward(pixel_values, labels)
+        return out.get("loss"), out["logits"]
+
+
+def test_an_output_picked_of_a_tuple(tmp_path):
+    penalty, net = build(output=lambda returned: returned[1]), WithoutLabels()
+    trainer(tmp_path, net, images(), penalty, max_steps=1, learning_rate=0.0).train()
+    x = next(batches(images()))["pixel_values"]
+    expected = build()(lambda z: net(z)[1], x).detach()
+    torch.testing.assert_close(penalty.value, expected)
+
+
 @pytest.mark.parametrize("weight", [0.0, 2.0])
 def test_hooks_on_the_embeddings_are_called_as_often_as_without(tmp_path, weight):
     def count(kind, **options):
@@ -886,6 +902,13 @@ def test_rotation_and_the_best_model(tmp_path):
     best = json.loads((kept[0] / "trainer_state.json").read_text())["best_model_checkpoint"]
     assert best == str(kept[0])
     assert t.evaluate()["eval_loss"] == pytest.approx(t.state.best_metric, rel=1e-6)
+
+
+def test_the_state_of_another_kind_is_named(tmp_path):
+    saving(tmp_path, steps=2)[1].train()
+    _, other = saving(tmp_path, "tv")
+    with pytest.raises(ValueError, match=r"method='tv', but got 'max'.*lipschitz_penalty_0\.bin: without it"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_a_model_alone_is_saved_without_the_penalty(tmp_path):
