@@ -19,6 +19,7 @@ from torchlipreg.integrations._trainer_input import check_shape, penalised, plai
 from torchlipreg.integrations._trainer_schedules import Stepping, find_accuracy, load_schedules
 from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, save_penalty
 from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
+from torchlipreg.notice import warn_user
 from torchlipreg.outputs import is_own
 
 NAME = FILE.format(0)
@@ -97,6 +98,7 @@ class LipschitzTrainerMixin:
         self._at_first = copy.deepcopy({"penalty": penalty.state_dict(), "schedules": stepped.state_dict()})
         if stepped.schedules:
             self.add_callback(Stepping(stepped))  # type: ignore[attr-defined]
+        self._weight_left = penalty.weight
         self._terms = _Mean()
         self._in_step = self._asked = self._looked = False
 
@@ -113,7 +115,9 @@ class LipschitzTrainerMixin:
         self._terms = _Mean()
         if self.model_init is not None:  # type: ignore[attr-defined]
             self._start_anew()
-        return super().train(*args, **kwargs)  # type: ignore[misc]
+        result = super().train(*args, **kwargs)  # type: ignore[misc]
+        self._weight_left = self.penalty.weight
+        return result
 
     def _start_anew(self) -> None:
         """Forget the pairs of another model, say of another trial, and what schedules did; keep what a user set."""
@@ -122,6 +126,11 @@ class LipschitzTrainerMixin:
         penalty.load_state_dict(self._at_first["penalty"])
         penalty.weight, penalty.radius = weight, radius
         stepped.load_state_dict(self._at_first["schedules"])
+        if weight not in (self._weight_left, penalty.weight):
+            warn_user(
+                f"The penalty's weight was set to {weight:g}, but its schedules start again from {penalty.weight:g}. "
+                "For another weight make penalty, schedules and Trainer anew."
+            )
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take a training step, as the Trainer does, and see that the penalty was in its loss.

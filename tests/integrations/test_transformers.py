@@ -892,6 +892,20 @@ def test_a_model_made_anew_gets_a_penalty_that_starts_anew(tmp_path):
         assert_same(t.model, first, 1e-6)
 
 
+@pytest.mark.parametrize("schedule", [lambda p: WeightWarmup(p, 2), lambda p: ExponentialWeight(p, 0.5)])
+def test_a_weight_that_a_schedule_takes_back_is_told(tmp_path, schedule):
+    penalty = build()
+    schedules = [schedule(penalty)]
+    t = LipschitzTrainer(
+        model_init=Net, args=arguments(tmp_path), train_dataset=images(), penalty=penalty, schedules=schedules
+    )
+    for _ in range(2):  # a warning would be an error
+        t.train()
+    penalty.weight = 5.0
+    with pytest.warns(UserWarning, match="was set to 5, but its schedules start again"):
+        t.train()
+
+
 def test_rotation_and_the_best_model(tmp_path):
     options = {"save_total_limit": 1, "load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2}
     _, t = saving(tmp_path, eval_dataset=texts(4), **options)
