@@ -18,6 +18,7 @@ from torchlipreg.outputs import root_probabilities
 
 STATE_KEY = "lipschitz"
 GATHER_INTERVAL = 500  # optimizer steps: seldom, as all pairs of all ranks travel
+_CLASSES: dict[tuple[type, ...], Any] = {}  # of tasks that were penalised, by the two that they are of
 
 
 class LipschitzTask(TrainingTask):
@@ -64,7 +65,7 @@ class LipschitzTask(TrainingTask):
         if isinstance(task, LipschitzTask):
             raise TypeError("Expected argument `task` to be without a penalty, but got a LipschitzTask.")
         _check_penalty(penalty)
-        task.__class__ = type(f"Lipschitz{type(task).__name__}", (cls, type(task)), {"__new__": plain_new})
+        task.__class__ = _class_of_both(cls, type(task))
         penalised = cast(LipschitzTask, task)
         penalised._set_penalty(penalty)
         return penalised
@@ -241,6 +242,22 @@ class LipschitzTask(TrainingTask):
             values = ", ".join(f"{name}={self._options[name]!r}" for name in changed)
             _warn(f"The penalty goes on with other options than the checkpoint's: {values}.")
         return changed
+
+
+def _class_of_both(*bases: type) -> Any:
+    """Return the class of tasks of two classes, always the same: a penalty's, and timm's own."""
+    own = {"__new__": plain_new, "__reduce_ex__": _reduced}
+    return _CLASSES.get(bases) or _CLASSES.setdefault(bases, type(f"Lipschitz{bases[1].__name__}", bases, own))
+
+
+def _reduced(task: Any, protocol: Any) -> tuple[Any, ...]:
+    """Let pickle make the class anew, which no module holds."""
+    return _empty, type(task).__bases__, task.__dict__
+
+
+def _empty(cls: type, of_task: type) -> Any:
+    made = _class_of_both(cls, of_task)
+    return made.__new__(made)
 
 
 def plain_new(cls: type, *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 import warnings
 
 import pytest
@@ -216,6 +217,15 @@ def test_a_copy_has_a_penalty_of_its_own():
     twin(*batch())
     assert twin.penalty.pairs is not None
     assert task.penalty.pairs is None
+
+
+def test_a_task_can_be_pickled():
+    task = LipschitzTask(TASKS["classification"](), strong())
+    task(*batch())
+    twin = pickle.loads(pickle.dumps(task))
+    assert type(twin) is type(task)
+    assert isinstance(twin, ClassificationTask)
+    torch.testing.assert_close(twin(*batch())["penalty"], task(*batch())["penalty"])
 
 
 def test_the_teacher_stays_in_eval_mode():
