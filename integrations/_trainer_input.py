@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from torchlipreg import LipschitzPenalty
-from torchlipreg.model.internals.hooks import registered
+from torchlipreg.integrations._token_ids import IDS, Lookup, of_ids
 from torchlipreg.model.parts.modules import compiled_module, unwrap
 
 FLOATING = ("pixel_values", "input_features", "input_values", "inputs_embeds")
-IDS = "input_ids"
-EMBEDS = "inputs_embeds"
 NO_INPUT = ("labels", "label", "label_ids", "num_items_in_batch", "return_loss", "shift_labels")
 
 
@@ -40,7 +35,7 @@ class Penalised(NamedTuple):
 def penalised(
     model: nn.Module,
     inputs: Mapping[str, Any],
-    embeds: Tensor | None,
+    lookups: list[Lookup],
     name: str | None,
     labels: list[str],
     *,
@@ -51,7 +46,7 @@ def penalised(
     Args:
         model: As the Trainer calls it, wrappers included.
         inputs: What it was called with.
-        embeds: What it has looked up for its token ids, None if that is not known.
+        lookups: What it has looked up in its table of embeddings, in order.
         name: Of the tensor to penalise, None to find it.
         labels: Names of the Trainer's labels.
         eager: Step around ``torch.compile``.
@@ -72,9 +67,7 @@ def penalised(
     x = _tensor(rest, name)
     core = (compiled_module(core) or core) if eager or name == IDS else core  # graphs run no hooks
     if name == IDS:
-        tables = tables_of(plain)
-        x = as_data(_embed(tables[0], x) if embeds is None or len(embeds) != len(x) else embeds, tables)
-        return Penalised(EMBEDS, partial(call_with_embeddings, core, tables), x, rest)
+        return Penalised(*of_ids(core, plain, x, lookups, rest))
     del rest[name]
     if not x.is_floating_point():
         raise TypeError(
@@ -87,70 +80,6 @@ def penalised(
 def call_by_name(model: Callable[..., Any], name: str, x: Tensor, /, **kwargs: Any) -> Any:
     """Call a model with its input by name."""
     return model(**{name: x}, **kwargs)
-
-
-def call_with_embeddings(model: Callable[..., Any], tables: list[nn.Module], x: Tensor, /, **kwargs: Any) -> Any:
-    """Call a model on token ids, of which it gets these embeddings.
-
-    Args:
-        model: In which one of the tables looks them up.
-        tables: See :func:`tables_of`.
-        x: The embeddings, shape (N, tokens, channels).
-        **kwargs: What the model takes, the ids among them.
-
-    Returns:
-        What the model returns.
-
-    Raises:
-        ValueError: If it looks none up.
-    """
-    left = [x]
-
-    def instead(table: nn.Module, args: Any, found: Any) -> Any:
-        return left.pop() if left else found  # a decoder looks its own up later
-
-    with contextlib.ExitStack() as stack:
-        for table in tables:
-            stack.enter_context(registered(table.register_forward_hook, instead))
-        returned = model(**kwargs)
-    if left:
-        raise ValueError(
-            "Expected argument `model` to look its token ids up by calling `get_input_embeddings()`, whose embeddings "
-            "are moved, but it did not. Name another input by `penalty_input`, or give it `inputs_embeds`."
-        )
-    return returned
-
-
-@contextlib.contextmanager
-def recorded(model: nn.Module) -> Iterator[tuple[dict[str, Any], list[Tensor]]]:
-    """Note what a model is last called with by name, and what it then first looks up for token ids."""
-    called: dict[str, Any] = {}
-    embeds: list[Tensor] = []
-
-    def note(m: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            called.clear()
-            called.update(kwargs if not args else _by_name(m, args, kwargs))
-            embeds.clear()
-
-    def note_embeds(table: nn.Module, args: Any, found: Any) -> None:
-        if isinstance(found, Tensor) and not torch.compiler.is_compiling() and not embeds:
-            embeds.append(found.detach())
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(registered(model.register_forward_pre_hook, note, with_kwargs=True))
-        for table in tables_of(plain_model(model), needed=False):
-            # Before noise that other hooks add in training, as NEFTune's.
-            stack.enter_context(registered(table.register_forward_hook, note_embeds, prepend=True))
-        yield called, embeds
-
-
-def _by_name(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    try:
-        bound = inspect.signature(plain_model(m).forward).bind_partial(*args, **kwargs).arguments
-    except TypeError:
-        return {}
-    return {**bound, **bound.pop("kwargs", {})}
 
 
 def plain_model(model: Any) -> Any:
@@ -200,48 +129,6 @@ def _decodes_labels(model: Any, inputs: Mapping[str, Any]) -> bool:
     """Say whether a model makes its decoder's input of the labels, and so needs them to run."""
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return encodes and "labels" in inputs and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
-
-
-def tables_of(model: Any, *, needed: bool = True) -> list[nn.Module]:
-    """Return the modules in which a model may look token ids up: its table, and those that share the weight of it."""
-    if not hasattr(model, "get_input_embeddings"):
-        if needed:
-            raise ValueError(
-                "Expected argument `model` to have a method `get_input_embeddings`, because token ids cannot be moved, "
-                f"but {type(model).__name__} lacks it. Add it as the models of transformers have it, or name another "
-                "input by `penalty_input`."
-            )
-        return []
-    try:
-        table = model.get_input_embeddings()
-    except NotImplementedError:  # of images
-        return []
-    if not isinstance(table, nn.Module):
-        return []
-    weight = getattr(table, "weight", None)
-    return [table, *(m for m in model.modules() if m is not table and weight is not None and _holds(m, weight))]
-
-
-def _holds(m: nn.Module, weight: Tensor) -> bool:
-    return isinstance(m, nn.Embedding) and m._parameters.get("weight") is weight
-
-
-def _embed(table: nn.Module, ids: Tensor) -> Tensor:
-    """Return the embeddings of token ids, drawing no random number and running no hook."""
-    # Whole tensors under FSDP2, whose shards the module's own forward could not use outside of the model's.
-    whole = {name: p.full_tensor() for name, p in table.named_parameters() if hasattr(p, "full_tensor")}
-    training, table.training = table.training, False
-    try:
-        with torch.no_grad():
-            x: Tensor = torch.func.functional_call(table, whole, (ids,)) if whole else table.forward(ids)
-    finally:
-        table.training = training
-    return x
-
-
-def as_data(x: Tensor, tables: list[nn.Module]) -> Tensor:
-    """Return embeddings as data, which carry a gradient where they learn: then f(x) of the loop pulls at them."""
-    return x.detach().requires_grad_(any(p.requires_grad for table in tables for p in table.parameters()))
 
 
 def check_shape(penalty: LipschitzPenalty, x: Tensor) -> None:

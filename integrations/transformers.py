@@ -15,7 +15,8 @@ from transformers import Trainer
 from torchlipreg import LipschitzPenalty
 from torchlipreg.checks import check_instance
 from torchlipreg.integrations._stepped import Stepped
-from torchlipreg.integrations._trainer_input import check_shape, penalised, plain_model, recorded, without_loss
+from torchlipreg.integrations._token_ids import Call, recorded
+from torchlipreg.integrations._trainer_input import check_shape, penalised, plain_model, without_loss
 from torchlipreg.integrations._trainer_schedules import Stepping, find_accuracy, load_schedules
 from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, save_penalty
 from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
@@ -176,9 +177,9 @@ class LipschitzTrainerMixin:
         if not (torch.is_grad_enabled() and (self._in_step or plain_model(model).training)):
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)  # type: ignore[misc]
         self._asked = True
-        with recorded(model) as (called, embeds):
+        with recorded(model, plain_model(model)) as calls:
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)  # type: ignore[misc]
-        term = self._penalty_at(model, called or inputs, embeds, outputs)
+        term = self._penalty_at(model, inputs, calls, outputs)
         batches = getattr(self, "current_gradient_accumulation_steps", 1)
         self._terms.add(term.detach(), 1 / batches)
         if term.requires_grad:
@@ -194,18 +195,22 @@ class LipschitzTrainerMixin:
         of_items = self.model_accepts_loss_kwargs and items is not None  # type: ignore[attr-defined]
         return bool(of_items) or self.compute_loss_func is not None  # type: ignore[attr-defined]
 
-    def _penalty_at(self, model: nn.Module, inputs: dict[str, Any], embeds: list[Tensor], outputs: Any) -> Tensor:
+    def _penalty_at(self, model: nn.Module, inputs: dict[str, Any], calls: list[Call], outputs: Any) -> Tensor:
         if self.penalty.weight == 0:
             return torch.zeros(())
         check_parallelism(model)
-        labels, eager = self.label_names, self.penalty.radius == 0  # type: ignore[attr-defined]
-        found = embeds[0] if embeds else None
-        name, f, x, model_kwargs = penalised(model, inputs, found, self.penalty_input, labels, eager=eager)
-        check_shape(self.penalty, x)
         settings = self.penalty.settings
+        # Of several calls that which returned the outputs; else the last, with its own.
+        call = next((c for c in calls if c.returned is outputs), calls[-1] if calls else Call(inputs))
+        lent = call.returned if calls else outputs
+        labels, eager = self.label_names, self.penalty.radius == 0  # type: ignore[attr-defined]
+        name, f, x, model_kwargs = penalised(
+            model, call.kwargs or inputs, call.lookups, self.penalty_input, labels, eager=eager
+        )
+        check_shape(self.penalty, x)
         # A tuple that begins with the loss has without labels one element less, or None in its place: who knows.
-        unclear = isinstance(outputs, tuple) and not is_own(settings.output) and settings.choose is None
-        term = self.penalty(f, x, None if unclear else without_loss(outputs), model_kwargs=model_kwargs)
+        unclear = isinstance(lent, tuple) and not is_own(settings.output) and settings.choose is None
+        term = self.penalty(f, x, None if unclear else without_loss(lent), model_kwargs=model_kwargs)
         if not self._looked:  # the penalty itself, which sees a callable around the model, cannot
             check_unused_parameters(model, outputs, term)
             self._looked = True

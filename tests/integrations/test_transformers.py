@@ -501,6 +501,79 @@ def test_what_the_model_was_called_with_is_penalised(tmp_path):
     torch.testing.assert_close(penalty.value.cpu(), build()(lambda z: Net.forward(net, pixel_values=z), x).detach())
 
 
+def term_of(tmp_path, net, batch, penalty, **options):
+    """The penalty that a Trainer adds to the loss of a batch."""
+    t = trainer(tmp_path, net, [{"input_ids": batch["input_ids"][0]}], penalty, **options)
+    t._in_step = True
+    loss, out = t.compute_loss(net, dict(batch), return_outputs=True)
+    return loss - (out["loss"] if isinstance(out, dict) else out.loss)
+
+
+@pytest.mark.parametrize("tokens", [4, 8])  # of four texts
+def test_a_model_that_turns_its_ids_round(tmp_path, tokens):
+    torch.manual_seed(0)
+    small = {"vocab_size": 60, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}
+    config = transformers.XLNetConfig(**small, num_labels=3, pad_token_id=1)
+    net = transformers.XLNetForSequenceClassification(config).eval()
+    batch = {"input_ids": torch.randint(5, 50, (4, tokens)), "labels": torch.tensor([0, 1, 2, 0])}
+    options = {"radius": 0.5, "input_norm": 2}
+    z = net.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    expected = build(**options)(lambda z: net(inputs_embeds=z).logits, z)
+    torch.testing.assert_close(term_of(tmp_path, net, batch, build(**options)), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_several_texts_in_each_row(tmp_path):
+    config = dropping_bert().config
+    net = transformers.BertForMultipleChoice(config).eval()
+    ids = torch.randint(5, 20, (4, 3, 6))
+    batch = {"input_ids": ids, "labels": torch.tensor([0, 1, 2, 0])}
+    z = net.get_input_embeddings()(ids).detach().requires_grad_()
+    expected = build(input_norm=2)(lambda z: net(inputs_embeds=z).logits, z)
+    torch.testing.assert_close(term_of(tmp_path, net, batch, build(input_norm=2)), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_checkpoints_in_the_limit(tmp_path):
+    """transformers' hook that lets embeddings require a gradient is none for torch.func."""
+    net = dropping_bert().eval()
+    net.enable_input_require_grads()
+    ids = torch.randint(5, 20, (4, 6))
+    batch = {"input_ids": ids, "labels": torch.tensor([0, 1, 2, 0])}
+    expected = build(radius=0.0)(lambda z: net(inputs_embeds=z).logits, net.get_input_embeddings()(ids).detach())
+    torch.testing.assert_close(term_of(tmp_path, net, batch, build(radius=0.0)), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_hook_that_prepares_the_input_is_applied_once(tmp_path):
+    net, seen = Net(), []
+    net.register_forward_pre_hook(
+        lambda m, args, kw: (args, {**kw, "pixel_values": kw["pixel_values"] / 8}), with_kwargs=True
+    )
+    net.hidden.register_forward_pre_hook(lambda m, args: seen.append(args[0].abs().max().item()))
+    trainer(tmp_path, net, images(), build(), max_steps=1, learning_rate=0.0).train()
+    assert max(seen) < 1.5 * seen[0]
+    assert min(seen) > seen[0] / 1.5
+
+
+class Twice(Trainer):
+    """Two calls, of which the first one's outputs are returned."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        out = model(**inputs)
+        aside = model(pixel_values=inputs["pixel_values"][:2] + 1, labels=inputs["labels"][:2])
+        return (out["loss"] + aside["loss"], out) if return_outputs else out["loss"] + aside["loss"]
+
+
+class TwicePenalised(LipschitzTrainerMixin, Twice):
+    pass
+
+
+def test_of_two_calls_that_counts_whose_outputs_are_returned(tmp_path):
+    penalty, net = build(), Net()
+    trainer(tmp_path, net, images(), penalty, kind=TwicePenalised, max_steps=1, learning_rate=0.0).train()
+    x = next(batches(images()))["pixel_values"]
+    expected = build()(lambda z: net(pixel_values=z), x).detach()
+    torch.testing.assert_close(penalty.value, expected)
+
+
 class WithoutLabels(Net):
     """Returns a tuple, with None for the loss where there are no labels."""
 
@@ -956,11 +1029,17 @@ class NoTable(nn.Module):
         return self.inner(input_ids, attention_mask, labels=labels)
 
 
+class NoModule(OfTokens):
+    def get_input_embeddings(self):
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "name", "error", "message"),
     [
         (LooksUpElsewhere, texts(), None, ValueError, "`model` to look its token ids up"),
         (NoTable, texts(), None, ValueError, "a method `get_input_embeddings`.*NoTable lacks it"),
+        (NoModule, texts(), None, ValueError, "a method `get_input_embeddings`.*NoModule lacks it"),
         (Net, images(), "pixels", ValueError, r"`penalty_input`.*'pixels'.*pixel_values \(torch.float64\)"),
         (OfTokens, texts(), "attention_mask", TypeError, "`penalty_input`.*'attention_mask' is torch.int64"),
     ],
