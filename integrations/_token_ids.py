@@ -99,7 +99,14 @@ def of_ids(
             x, turned = found
             f = partial(call_with_embeddings, core, tables, place, turned)
             return EMBEDS, f, x.requires_grad_(learns), rest
-    x = _embed(tables[0], ids).detach().requires_grad_(learns)
+    x = _embed(tables[0], ids)
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            "Expected argument `model` to have a table of embeddings that returns a tensor, because token ids cannot "
+            f"be moved, but that of {type(plain).__name__} returns a {type(x).__name__}. Name another input by "
+            "`penalty_input`."
+        )
+    x = x.detach().requires_grad_(learns)
     if not lookups:  # a compiled call
         return EMBEDS, partial(call_with_embeddings, core, tables, 0, False), x, rest
     if EMBEDS not in inspect.signature(type(plain).forward).parameters:
@@ -202,14 +209,14 @@ def _holds(m: nn.Module, weight: Tensor) -> bool:
     return isinstance(m, nn.Embedding) and m._parameters.get("weight") is weight
 
 
-def _embed(table: nn.Module, ids: Tensor) -> Tensor:
+def _embed(table: nn.Module, ids: Tensor) -> Any:
     """Return the embeddings of token ids, drawing no random number and running no hook."""
     # Whole tensors under FSDP2, whose shards the module's own forward could not use outside of the model's.
     whole = {name: p.full_tensor() for name, p in table.named_parameters() if hasattr(p, "full_tensor")}
     training, table.training = table.training, False
     try:
         with torch.no_grad():
-            x: Tensor = torch.func.functional_call(table, whole, (ids,)) if whole else table.forward(ids)
+            x = torch.func.functional_call(table, whole, (ids,)) if whole else table.forward(ids)
     finally:
         table.training = training
     return x

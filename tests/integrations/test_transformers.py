@@ -1029,6 +1029,20 @@ class NoTable(nn.Module):
         return self.inner(input_ids, attention_mask, labels=labels)
 
 
+class Scaled(nn.Embedding):
+    def forward(self, ids):
+        return super().forward(ids), 1.0
+
+
+class OfScaled(OfTokens):
+    def __init__(self):
+        super().__init__()
+        self.table = Scaled(20, 5).double()
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, labels=None):
+        return super().forward(None, attention_mask, self.table(input_ids)[0], labels=labels)
+
+
 class NoModule(OfTokens):
     def get_input_embeddings(self):
         raise NotImplementedError
@@ -1039,6 +1053,7 @@ class NoModule(OfTokens):
     [
         (LooksUpElsewhere, texts(), None, ValueError, "`model` to look its token ids up"),
         (NoTable, texts(), None, ValueError, "a method `get_input_embeddings`.*NoTable lacks it"),
+        (OfScaled, texts(), None, ValueError, "a table of embeddings that returns a tensor.*OfScaled returns a tuple"),
         (NoModule, texts(), None, ValueError, "a method `get_input_embeddings`.*NoModule lacks it"),
         (Net, images(), "pixels", ValueError, r"`penalty_input`.*'pixels'.*pixel_values \(torch.float64\)"),
         (OfTokens, texts(), "attention_mask", TypeError, "`penalty_input`.*'attention_mask' is torch.int64"),
