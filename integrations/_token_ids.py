@@ -27,10 +27,10 @@ class Lookup(NamedTuple):
 
 
 class Call:
-    """A call of a model: by which names, what it has looked up, what it returned."""
+    """A call of a model: by which names, what it has looked up in which tables, what it returned."""
 
-    def __init__(self, kwargs: dict[str, Any]) -> None:
-        self.kwargs, self.lookups, self.returned = kwargs, list[Lookup](), None
+    def __init__(self, kwargs: dict[str, Any], tables: list[nn.Module], returned: Any = None) -> None:
+        self.kwargs, self.tables, self.lookups, self.returned = kwargs, tables, list[Lookup](), returned
 
 
 @contextlib.contextmanager
@@ -45,10 +45,11 @@ def recorded(model: nn.Module, plain: Any) -> Iterator[list[Call]]:
         The calls, in order.
     """
     calls: list[Call] = []
+    tables = tables_of(plain)
 
     def begin(m: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            calls.append(Call(_by_name(plain, args, kwargs)))
+            calls.append(Call(_by_name(plain, args, kwargs), tables))
 
     def end(m: nn.Module, args: Any, kwargs: dict[str, Any], returned: Any) -> None:
         if calls and torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -63,13 +64,13 @@ def recorded(model: nn.Module, plain: Any) -> Iterator[list[Call]]:
         # First of all: what hooks of the user's make of the arguments, they make again in the penalty's forwards.
         stack.enter_context(registered(model.register_forward_pre_hook, begin, with_kwargs=True, prepend=True))
         stack.enter_context(registered(model.register_forward_hook, end, with_kwargs=True))
-        for table in _tables(plain):  # before noise that other hooks add in training, as NEFTune's
+        for table in tables:  # before noise that other hooks add in training, as NEFTune's
             stack.enter_context(registered(table.register_forward_hook, note, prepend=True))
         yield calls
 
 
 def of_ids(
-    core: Callable[..., Any], plain: Any, ids: Tensor, lookups: list[Lookup], rest: dict[str, Any]
+    core: Callable[..., Any], plain: Any, ids: Tensor, call: Call, rest: dict[str, Any]
 ) -> tuple[str, Callable[..., Any], Tensor, dict[str, Any]]:
     """Return the arguments of a penalty's call that moves what a model looks up for token ids.
 
@@ -77,7 +78,7 @@ def of_ids(
         core: The model, which runs eagerly.
         plain: The same without wrappers.
         ids: Shape (N, *).
-        lookups: Of the call, none if they are not known.
+        call: With what it has looked up, if that is known.
         rest: What the model takes, the ids included.
 
     Returns:
@@ -86,7 +87,7 @@ def of_ids(
     Raises:
         ValueError: If the model has no table, or looks its ids up in an unknown way.
     """
-    tables = _tables(plain)
+    tables, lookups = call.tables, call.lookups
     if not tables:
         raise ValueError(
             "Expected argument `model` to have a method `get_input_embeddings` that returns a module, because token "
@@ -115,11 +116,12 @@ def of_ids(
             f"unknown way. Give it a parameter `{EMBEDS}`, or name another input by `penalty_input`."
         )
     others = {name: value for name, value in rest.items() if name != IDS}
-    return EMBEDS, partial(_by_embeddings, core), x, others
+    return EMBEDS, partial(call_by_name, core, EMBEDS), x, others
 
 
-def _by_embeddings(model: Callable[..., Any], x: Tensor, /, **kwargs: Any) -> Any:
-    return model(**{EMBEDS: x}, **kwargs)
+def call_by_name(model: Callable[..., Any], name: str, x: Tensor, /, **kwargs: Any) -> Any:
+    """Call a model with its input by name."""
+    return model(**{name: x}, **kwargs)
 
 
 def call_with_embeddings(
@@ -193,7 +195,7 @@ def _is_same(asked: Tensor, ids: Tensor) -> bool:
     return in_place or torch.equal(asked, ids)
 
 
-def _tables(model: Any) -> list[nn.Module]:
+def tables_of(model: Any) -> list[nn.Module]:
     """Return the modules in which a model may look token ids up: its table, and those that share the weight of it."""
     try:
         table = model.get_input_embeddings()

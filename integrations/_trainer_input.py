@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from torchlipreg import LipschitzPenalty
-from torchlipreg.integrations._token_ids import IDS, Lookup, of_ids
+from torchlipreg.integrations._token_ids import IDS, Call, call_by_name, of_ids
 from torchlipreg.model.parts.modules import compiled_module, unwrap
 
 FLOATING = ("pixel_values", "input_features", "input_values", "inputs_embeds")
@@ -32,21 +32,12 @@ class Penalised(NamedTuple):
     model_kwargs: dict[str, Any]
 
 
-def penalised(
-    model: nn.Module,
-    inputs: Mapping[str, Any],
-    lookups: list[Lookup],
-    name: str | None,
-    labels: list[str],
-    *,
-    eager: bool,
-) -> Penalised:
+def penalised(model: nn.Module, call: Call, name: str | None, labels: list[str], *, eager: bool) -> Penalised:
     """Return what to hand to a penalty for a Trainer's batch.
 
     Args:
         model: As the Trainer calls it, wrappers included.
-        inputs: What it was called with.
-        lookups: What it has looked up in its table of embeddings, in order.
+        call: Of it, by the task.
         name: Of the tensor to penalise, None to find it.
         labels: Names of the Trainer's labels.
         eager: Step around ``torch.compile``.
@@ -60,6 +51,7 @@ def penalised(
     """
     core = unwrap(model)
     plain = plain_model(core)
+    inputs = call.kwargs
     rest = {key: value for key, value in inputs.items() if key not in NO_INPUT and key not in labels}
     if _decodes_labels(plain, inputs):
         rest["labels"] = inputs["labels"]
@@ -67,7 +59,7 @@ def penalised(
     x = _tensor(rest, name)
     core = (compiled_module(core) or core) if eager or name == IDS else core  # graphs run no hooks
     if name == IDS:
-        return Penalised(*of_ids(core, plain, x, lookups, rest))
+        return Penalised(*of_ids(core, plain, x, call, rest))
     del rest[name]
     if not x.is_floating_point():
         raise TypeError(
@@ -75,11 +67,6 @@ def penalised(
             f"{sorted(rest)}, or embed it and give the model the embeddings."
         )
     return Penalised(name, partial(call_by_name, core, name), x, rest)
-
-
-def call_by_name(model: Callable[..., Any], name: str, x: Tensor, /, **kwargs: Any) -> Any:
-    """Call a model with its input by name."""
-    return model(**{name: x}, **kwargs)
 
 
 def plain_model(model: Any) -> Any:

@@ -15,7 +15,7 @@ from transformers import Trainer
 from torchlipreg import LipschitzPenalty
 from torchlipreg.checks import check_instance
 from torchlipreg.integrations._stepped import Stepped
-from torchlipreg.integrations._token_ids import Call, recorded
+from torchlipreg.integrations._token_ids import Call, recorded, tables_of
 from torchlipreg.integrations._trainer_input import check_shape, penalised, plain_model, without_loss
 from torchlipreg.integrations._trainer_schedules import Stepping, find_accuracy, load_schedules
 from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, save_penalty
@@ -201,12 +201,11 @@ class LipschitzTrainerMixin:
         check_parallelism(model)
         settings = self.penalty.settings
         # Of several calls that which returned the outputs; else the last, with its own.
-        call = next((c for c in calls if c.returned is outputs), calls[-1] if calls else Call(inputs))
-        lent = call.returned if calls else outputs
+        call = next((c for c in calls if c.returned is outputs), calls[-1] if calls else None)
+        call = call or Call(inputs, tables_of(plain_model(model)), outputs)
+        call.kwargs, lent = call.kwargs or inputs, call.returned
         labels, eager = self.label_names, self.penalty.radius == 0  # type: ignore[attr-defined]
-        name, f, x, model_kwargs = penalised(
-            model, call.kwargs or inputs, call.lookups, self.penalty_input, labels, eager=eager
-        )
+        name, f, x, model_kwargs = penalised(model, call, self.penalty_input, labels, eager=eager)
         check_shape(self.penalty, x)
         # A tuple that begins with the loss has without labels one element less, or None in its place: who knows.
         unclear = isinstance(lent, tuple) and not is_own(settings.output) and settings.choose is None
