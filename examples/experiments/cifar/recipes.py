@@ -5,7 +5,7 @@ import math
 from examples.experiments.common.fast import fgsm_random_start, gaussian_noise, noise_fgsm, prior_guided
 from examples.experiments.common.recipes import Recipe
 from examples.experiments.common.rivals import finite_differences, pgd_training, trades
-from torchlipreg.outputs import root_probabilities
+from torchlipreg.outputs import largest_margins, root_probabilities
 
 PIXEL = 1 / 255
 EPSILON = 8 * PIXEL
@@ -22,8 +22,14 @@ def tv(weight, share=1.0, pixels=8, label="√softmax", **options):
     words = {1: "whole batch", 1 / 10: "a tenth", 1 / 2: "a half", 1 / 4: "a quarter", 1 / 8: "an eighth"}[share]
     radius = {"radius": pixels * PIXEL, "scale": pixels * PIXEL, "input_norm": math.inf}
     penalty = {"method": "tv", "weight": weight, "output": root_probabilities} | radius | part | options
+    words = words.replace("a ", "the surest ") if "choose" in options else words
     words += {1: "", 2: " every 2nd step", 4: " every 4th step"}[options.get("interval", 1)]
     return Recipe(f"tv on {label}, {words} ({weight:g})" + (f", ε {pixels}" if pixels != 8 else ""), penalty=penalty)
+
+
+def tv_surest(weight, **options):
+    """The penalty on the quarter of each batch that the net is surest of."""
+    return tv(weight, 1 / 4, choose=largest_margins, **options)
 
 
 def tv_logits(weight, share):
@@ -55,6 +61,9 @@ OURS = {
     "tv-alternate": tv(10, 1 / 4, interval=2),
     "tv-fourth": tv(10, 1 / 4, interval=4),
     "tv-tenth": tv(10, 1 / 10),
+    "tv-surest": tv_surest(12),
+    "tv-surest-20": tv_surest(20),
+    "tv-surest-fourth": tv_surest(10, interval=4),
     "tv-whole": tv(20),
     "tv-whole-30": tv(30),
 }
@@ -64,6 +73,7 @@ KNOBS = {  # of the frontier: ε of training, β, the weight
     "n-fgsm-4": Recipe("N-FGSM, ε 4", noise_fgsm, {"epsilon": 4 * PIXEL}),
     "trades-2": Recipe("TRADES, β 2", trades, {"epsilon": EPSILON, "beta": 2.0}),
     "tv-quarter-5": tv(5, 1 / 4),
+    "tv-quarter-30": tv(30, 1 / 4),
     "tv-quarter-40": tv(40, 1 / 4),
     "tv-wide-quarter": tv(16, 1 / 4, pixels=10),
 }
