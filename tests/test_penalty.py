@@ -257,3 +257,27 @@ def test_what_the_last_call_returned_and_whether_it_was_added():
     assert torch.equal(penalty.value, value.detach())
     (value + net(x).sum()).backward()
     assert penalty.was_added
+
+
+@pytest.mark.parametrize("method", LOCAL)
+@pytest.mark.parametrize("coordinates", [1, 2])
+@pytest.mark.parametrize("input_norm", [1, math.inf])
+def test_no_pair_collapses_in_a_corner_of_the_bounds(method, coordinates, input_norm):
+    """As it was, half of them did where there is one coordinate, and counted as zero."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(coordinates, 1).double(), torch.zeros(256, coordinates, dtype=torch.float64)
+    nn.init.ones_(net.weight)  # steepest into the bounds: nothing holds a pair back from the largest quotient
+    value = bare(method, 1.0, radius=0.1, bounds=(0, 1), input_norm=input_norm)(net, x)
+    exact = coordinates**2 if input_norm == math.inf else 1.0
+    assert value.item() == pytest.approx(exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_zero_is_float32_whatever_the_default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        penalty = LipschitzPenalty(weight=0.0)
+        assert penalty(nn.Linear(2, 1), torch.rand(4, 2)).dtype == penalty.estimate.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)

@@ -320,6 +320,25 @@ def test_a_warmup_in_the_middle_resumes_in_any_order(first):
         assert resumed["penalty"].weight == whole["penalty"].weight
 
 
+@pytest.mark.parametrize("done", [3, 9])
+def test_a_warmup_that_resumes_with_other_steps_goes_on_as_it_was(done):
+    """As it was, one that had ended began again, at a tenth of the weight for ten times the steps."""
+
+    def made(steps):
+        penalty = LipschitzPenalty(weight=0.3)
+        return penalty, WeightWarmup(penalty, steps)
+
+    (whole, warmup), (resumed, longer) = made(8), made(80)
+    for _ in range(done):
+        warmup.step()
+    resumed.load_state_dict(whole.state_dict())
+    longer.load_state_dict(warmup.state_dict())
+    for _ in range(9):
+        warmup.step()
+        longer.step()
+        assert resumed.weight == whole.weight
+
+
 @pytest.mark.parametrize("weight", [0.05, 1.3])
 @pytest.mark.parametrize("resumed", [0, 3])
 def test_warmup_of_a_penalty_whose_state_is_loaded_ends_at_its_weight(resumed, weight):

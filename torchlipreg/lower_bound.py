@@ -88,10 +88,7 @@ class Search:
         pairs = draw_in_ball(x, distance, self.input_norm, rng, on_sphere=True)
         if resolution.limit or self.bounds is None:
             return pairs
-        # One that points out of a corner of the bounds is turned round, lest it collapses on x.
-        turned = PairSet(x, 2 * x - pairs.x_prime).clamp(self.bounds, anchored=True)
-        pairs = pairs.clamp(self.bounds, anchored=True)
-        return pairs.where(pairs.distance(self.input_norm) >= turned.distance(self.input_norm), turned)
+        return pairs.turned_inside(self.bounds, self.input_norm)
 
     def _project(self, pairs: PairSet, *, resolution: Resolution) -> PairSet:
         """Bring moved pairs to one length (limit), or closer by one step (no radius) and inside the bounds."""

@@ -21,7 +21,7 @@ from torchlipreg.distributed import world_size
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.inspection.inspector import Inspector
 from torchlipreg.inspection.reuse import OutputReuse
-from torchlipreg.model.internals.graph import check_no_transform
+from torchlipreg.model.internals.graph import check_place
 from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
 from torchlipreg.tensor_checks import check_points, check_rows
 
@@ -301,14 +301,14 @@ class LipschitzPenalty:
                 in the first call only, ``x`` is not finite or outside ``bounds``; if the model is random, looked at in
                 its first call and in every 64th.
             RuntimeError: If the model's parallelism cannot take a penalty, another rank refused its first batch, or the
-                call is inside of a ``torch.func`` transform.
+                call is inside of a ``torch.func`` transform or of a backward.
         """
         if torch.compiler.is_compiling():  # a whole training step: tracing what a call does to flags would go wrong
             eager: Callable[..., Tensor] = torch.compiler.disable(self)  # type: ignore[no-untyped-call]
             return eager(model, x, outputs, update=update, model_kwargs=model_kwargs)
         self._check_call(model, x, update, model_kwargs)
         if self.weight == 0:
-            return torch.zeros((), device=x.device)
+            return torch.zeros((), dtype=torch.float32, device=x.device)
         if torch.is_inference_mode_enabled():  # in which older versions' torch.func.jvp is zero
             with torch.inference_mode(False), torch.no_grad():
                 return self(model, x, outputs, update=update, model_kwargs=model_kwargs)
@@ -317,7 +317,7 @@ class LipschitzPenalty:
         call = self._state.calls if moves else max(0, self._state.calls - 1)  # the last one's random numbers again
         if call % self.settings.interval:
             self._state.calls += moves
-            return torch.zeros((), device=x.device)
+            return torch.zeros((), dtype=torch.float32, device=x.device)
         generator = self._state.generator(x.device, self.settings.seed, call)
         looks = Looks(self.settings, self._state, self._inspector, self._watch)
         step = Step(self.settings, self.radius, self._state, self._reuse, looks, generator, moves)
@@ -332,7 +332,7 @@ class LipschitzPenalty:
         return penalty
 
     def _check_call(self, model: Callable[..., Any], x: Tensor, update: Any, model_kwargs: Any) -> None:
-        check_no_transform()
+        check_place()
         check_points("x", x, may_be_empty=world_size() > 1)
         check_flag("update", update)
         check_mapping("model_kwargs", model_kwargs)

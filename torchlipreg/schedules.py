@@ -256,16 +256,17 @@ class WeightWarmup:
         self._load, self._resumed = load, None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the schedule's state, the current weight included."""
+        """Return the schedule's state, the current weight and ``steps`` included."""
         return {
             "weight": self.penalty.weight,
             "count": self._count,
             "full": self._full,
             "last": self._last,
+            "steps": self.steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a state, and the penalty's weight with it.
+        """Restore a state, and the penalty's weight and ``steps`` with it: a warm-up that has ended has ended.
 
         Args:
             state: From :meth:`state_dict`.
@@ -273,10 +274,10 @@ class WeightWarmup:
         Raises:
             TypeError, ValueError: If ``state`` is not a state of this class.
         """
-        check_state_keys(state, {"weight", "count", "full", "last"}, type(self).__name__)
-        count = check_count("count", state["count"], low=0)
+        check_state_keys(state, {"weight", "count", "full", "last", "steps"}, type(self).__name__)
+        count, steps = check_count("count", state["count"], low=0), check_count("steps", state["steps"])
         full, last = (check_number(name, state[name]) for name in ("full", "last"))
-        self.penalty.weight, self._count = state["weight"], count
+        self.penalty.weight, self._count, self.steps = state["weight"], count, steps
         self._full, self._last, self._resumed = full, last, state["weight"]
         self._load = self._latest()
 

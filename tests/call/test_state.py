@@ -382,3 +382,20 @@ def test_pairs_that_leave_the_limit_get_the_distance_of_the_radius(method):
     penalty.radius = None
     penalty(net, x)
     assert (torch.cdist(penalty.pairs.x_prime, x).amin(1) < 1e-6).all()
+
+
+@pytest.mark.parametrize("method", ["tv", "ptv"])
+@pytest.mark.parametrize("anchored", [True, False])
+def test_the_last_calls_pairs_leave_the_limit_too(method, anchored):
+    """As it was, a direction of length one was taken for a pair: ten radii apart, and outside of the bounds."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3).double(), torch.rand(8, 4, dtype=torch.float64)
+    penalty = bare(method, 1.0, radius=0.0, input_norm=2, bounds=(0, 1), anchored=anchored)
+    penalty(net, x)
+    penalty.radius = 0.1
+    again = penalty(net, x, update=False)
+    assert (penalty.pairs.distance(2) < 0.1 + 1e-9).all()
+    assert penalty.pairs.x_prime.min() >= 0
+    assert penalty.pairs.x_prime.max() <= 1
+    q = (net(penalty.pairs.x) - net(penalty.pairs.x_prime)).norm(dim=1) / penalty.pairs.distance(2)
+    torch.testing.assert_close(again, q.square().mean())

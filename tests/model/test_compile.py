@@ -8,6 +8,9 @@ import torch
 from torch import nn
 from zoo import METHODS, gradients, mlp, penalty_of, same
 
+from torchlipreg import lipschitz_lower_bound
+from torchlipreg.inspection.reuse import AGAIN
+
 pytestmark = pytest.mark.compiler
 CompileCounter = pytest.importorskip("torch._dynamo.testing").CompileCounter
 SETTINGS = {
@@ -46,6 +49,16 @@ def train(model, net, penalty, steps=50, give_outputs=True):
             for p in net.parameters():
                 p -= 0.01 * p.grad
     return torch.stack(values), gradients(net)
+
+
+@pytest.mark.filterwarnings("error:.*global hooks")
+def test_looks_at_a_compiled_model_make_torch_warn_of_nothing():
+    """As it was, it warned of our own hook in every 64th call, and in each forward of a lower bound."""
+    net, x = mlp(), torch.randn(8, 6)
+    model, penalty = torch.compile(net, backend="aot_eager"), penalty_of("tv")
+    for _ in range(AGAIN + 1):
+        penalty(model, x).backward()
+    assert lipschitz_lower_bound(model, x, radius=0.1) == lipschitz_lower_bound(net, x, radius=0.1)
 
 
 @pytest.mark.parametrize("kind", SETTINGS)

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from zoo import METHODS, mlp, penalty_of, same, traces
@@ -183,6 +184,16 @@ def test_a_penalty_inside_of_a_transform_is_refused():
             torch.func.grad(loss)(weights, update)
     assert penalty.pairs is None
     (torch.autograd.grad(loss(weights), [*weights.values()], create_graph=True)[0].square().sum()).backward()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_penalty_inside_of_a_checkpoint_is_refused(reentrant):
+    """As it was, its pairs moved twice a step, and the gradient was that of other pairs than the value's."""
+    net, x, penalty = mlp(), torch.randn(8, 6, requires_grad=True), penalty_of("tv")
+    with pytest.raises(RuntimeError, match=r"in a backward.* outside of the checkpoint"):
+        torch.utils.checkpoint.checkpoint(
+            lambda z: penalty(net, z) + net(z).sum(), x, use_reentrant=reentrant
+        ).backward()
 
 
 def test_gradients_in_a_precision_of_their_own_are_left_alone():

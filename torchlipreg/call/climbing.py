@@ -64,7 +64,7 @@ def climb(carried: Carried, q: PairQuotient, rule: Rule, region: Region, centre:
 
 
 def follow_radius(state: PenaltyState, settings: Settings, before: float | None, radius: float | None) -> None:
-    """Where a radius comes to the limit ε → 0 or leaves it, make directions of persistent pairs, or pairs of those.
+    """Where a radius comes to the limit ε → 0 or leaves it, make directions of the pairs, or pairs of those.
 
     The ascent starts anew from them: a rule's memory is of the lengths that they had.
 
@@ -74,7 +74,7 @@ def follow_radius(state: PenaltyState, settings: Settings, before: float | None,
         before: ε until now.
         radius: ε from now on; with None pairs are drawn anew in the next call.
     """
-    if state.pairs is None or state.floor is None or not settings.persistent:
+    if state.pairs is None or state.floor is None:
         return
     now = Resolution(radius, state.floor)
     if Resolution(before, state.floor).limit == now.limit:

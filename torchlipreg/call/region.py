@@ -12,6 +12,8 @@ from torchlipreg.geometry.norms import rescale
 from torchlipreg.geometry.pairs import PairSet, add_noise, draw_in_ball, draw_partners, is_stuck, on_sphere
 from torchlipreg.geometry.quotient import Resolution
 
+FEW = 16  # coordinates; of more, one that points out of the bounds in all of them is one in 100,000
+
 
 @dataclass
 class Region:
@@ -58,6 +60,8 @@ class Region:
         if settings.noise:
             x_prime = add_noise(pairs.x_prime, settings.noise, rng)
             pairs = PairSet(pairs.x if settings.anchored else add_noise(pairs.x, settings.noise, rng), x_prime)
+        if settings.anchored and settings.bounds is not None and pairs.x[:1].numel() <= FEW:
+            return pairs.turned_inside(settings.bounds, settings.input_norm)
         return pairs.clamp(settings.bounds, anchored=settings.anchored)
 
     def project(self, pairs: PairSet, centre: Tensor) -> PairSet:

@@ -65,7 +65,7 @@ class PenaltyState:
     side: SideRows = field(default_factory=dict)
     valid: Tensor | None = None
     stuck: Tensor | None = None
-    estimate: Tensor = field(default_factory=lambda: torch.zeros(()))
+    estimate: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
     gathered: list[dict[str, Any]] | None = None
     warned: set[str] = field(default_factory=set)
     _finite: Tensor | None = None

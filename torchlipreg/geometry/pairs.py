@@ -41,6 +41,12 @@ class PairSet(NamedTuple):
             return self
         return PairSet(self.x if anchored else self.x.clamp(*bounds), self.x_prime.clamp(*bounds))
 
+    def turned_inside(self, bounds: tuple[float, float], p: float) -> PairSet:
+        """Return the pairs clamped, x anchored; one that points out of a corner is turned round, lest it collapses."""
+        inside, turned = self.clamp(bounds, anchored=True), PairSet(self.x, 2 * self.x - self.x_prime)
+        turned = turned.clamp(bounds, anchored=True)
+        return inside.where(inside.distance(p) >= turned.distance(p), turned)
+
     def where(self, keep: Tensor, other: PairSet) -> PairSet:
         """Return these pairs where ``keep``, shape (N,), is true, and the others elsewhere."""
         keep = per_row(keep, self.x)

@@ -164,7 +164,7 @@ class Inspector:
         if f.is_sharded:
             return None
         with f.eagerly(), f.meeting(), forked(x.device):
-            f = f.unseeded()
+            f = f.uncompiled().unseeded()  # torch warns of global hooks on its wrapper
             f.watch_traces()
             writes, weights = Writes(f.private_tensors()), Weights(model)
             with observing(f, writes):

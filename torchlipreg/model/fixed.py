@@ -66,8 +66,8 @@ def fixed_function(
         noise_seed: Seed of the random numbers that each forward draws, the same for all; None if it draws none.
         apart: x and x′ need forwards of their own, so that the same random numbers meet the same rows.
         double: Compute in float64, without gradients to the parameters, of which it makes copies.
-        meet: Freeze unregistered modules when they first run, even where the search for them seems complete, or the
-            model is compiled.
+        meet: Freeze unregistered modules when they first run, even where the search for them seems complete; of a
+            compiled model take the module inside.
 
     Raises:
         TypeError: If the model is not callable, or scripted.
@@ -79,7 +79,7 @@ def fixed_function(
     """
     check_callable("model", model, hint=" The order is (model, x, outputs).")
     core = unwrap(model)
-    if eager:
+    if eager or meet:  # torch warns of global hooks on its wrapper
         core = compiled_module(core) or core
     modules = all_modules(core)
     is_compiled = any(compiled_module(m) for m in modules)
