@@ -1,10 +1,10 @@
-"""What a script does to its images: the mean and standard deviation that it normalises with."""
+"""What a script does with its images: the mean and standard deviation to normalise with; when it begins anew."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import timm.data
@@ -17,9 +17,13 @@ class DataConfig:
     """Overhears mean and standard deviation: from ``resolve_data_config``, and from the loader of the training set.
 
     Both normalise alike, with the prefetcher or without, and a script calls one before it builds its task.
+
+    Attributes:
+        when_an_epoch_begins: Called whenever a script begins to go through the training set.
     """
 
     def __init__(self) -> None:
+        self.when_an_epoch_begins: list[Callable[[], None]] = []
         self._found: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._used: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
@@ -59,14 +63,27 @@ class DataConfig:
     def _creating(self, create: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(create)
         def heard(*args: Any, **kwargs: Any) -> Any:
+            loader = create(*args, **kwargs)
             if kwargs.get("is_training"):
-                self._hear(
-                    kwargs.get("mean", timm.data.IMAGENET_DEFAULT_MEAN),
-                    kwargs.get("std", timm.data.IMAGENET_DEFAULT_STD),
-                )
-            return create(*args, **kwargs)
+                size = kwargs.get("input_size", args[1] if len(args) > 1 else 3)
+                channels = size if isinstance(size, int) else size[0]
+                default = {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
+                self._hear(*(_of_channels(kwargs.get(name, default[name]), channels) for name in default))
+                self._follow(loader)
+            return loader
 
         return heard
+
+    def _follow(self, loader: Any) -> None:
+        """Let a loader tell when somebody begins to go through it."""
+        kind = type(loader)
+
+        def __iter__(this: Any) -> Iterator[Any]:
+            for tell in self.when_an_epoch_begins:
+                tell()
+            return cast(Iterator[Any], kind.__iter__(this))
+
+        loader.__class__ = type(kind.__name__, (kind,), {"__iter__": __iter__, "__module__": kind.__module__})
 
     def _hear(self, mean: Any, std: Any) -> None:
         self._found = tuple(map(float, mean)), tuple(map(float, std))
@@ -76,6 +93,11 @@ class DataConfig:
                 f"{self._used}. Give --lip-normalization."
             )
             self._used = self._found
+
+
+def _of_channels(values: Sequence[float], channels: int) -> list[float]:
+    """Return a number for each channel: their mean where there are others, which is what timm's prefetcher takes."""
+    return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
 
 def _warn(message: str) -> None:

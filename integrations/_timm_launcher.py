@@ -38,9 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     line = parse(sys.argv[1:] if arguments is None else arguments)
     script, meter, data = line.script, Meter(), DataConfig()
 
-    def equip() -> tuple[LipschitzPenalty, Schedules]:
-        penalty = LipschitzPenalty(**{**data.options(line.penalty), **line.penalty})
-        return penalty, Schedules(penalty, line.schedules)
+    def equip(task: ScheduledTask) -> None:
+        task._set_penalty(LipschitzPenalty(**{**data.options(line.penalty), **line.penalty}))
+        task.schedules = Schedules(task.penalty, line.schedules)  # last: a warm-up changes the weight that was asked
+        data.when_an_epoch_begins.append(task.schedules.before_epoch)
 
     with tasks_replaced(equip, meter), reported(meter), data.heard(), _as_main(script, line.arguments):
         try:
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warnings.warn(f"{script} built a timm task but trained no step through it.", stacklevel=2)
 
 
-Equip = Callable[[], tuple[LipschitzPenalty, Schedules]]
+Equip = Callable[[ScheduledTask], None]
 
 
 class Meter:
@@ -118,7 +119,7 @@ def penalised_classes(equip: Equip, meter: Meter) -> dict[type, type]:
     """Subclass each of timm's task classes: constructed like it, with a penalty.
 
     Args:
-        equip: Makes the penalty of a task, and its schedules.
+        equip: Gives a task its penalty and schedules.
         meter: Told of each task and of its training steps.
 
     Returns:
@@ -137,8 +138,7 @@ def penalised_classes(equip: Equip, meter: Meter) -> dict[type, type]:
         @functools.wraps(kind.__init__)  # type: ignore[misc]
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
             kind.__init__(self, *args, **kwargs)  # type: ignore[misc]
-            penalty, self.schedules = equip()
-            self._set_penalty(penalty)
+            equip(self)
             meter.tasks.append(self)
 
         return __init__

@@ -51,6 +51,7 @@ class ScheduledTask(LipschitzTask):  # type: ignore[misc]
 
     def _load_penalty(self, saved: dict[str, Any] | None) -> list[str]:
         changed: list[str] = super()._load_penalty(saved)
-        if saved is not None and "schedules" in saved:
-            self.schedules.load_state_dict(saved["schedules"], changed)
+        if saved is not None:
+            chosen = {name: self._options[name] for name in ("weight", "radius") if name in changed}
+            self.schedules.load_state_dict(saved.get("schedules", {}), chosen)
         return changed

@@ -379,10 +379,11 @@ class LipschitzPenalty:
     def synchronize(self) -> None:
         """Gather the pairs of all ranks, so that the next ``state_dict()`` on any rank holds them all.
 
-        Collective: every rank must call it. The only collective besides the call itself; a no-op on one process. The
-        gathered state is dropped by the next call of the penalty.
+        Collective: every rank must call it. The only collective besides the call itself; a no-op on one process, and
+        for tv and ptv, which keep no pairs. The gathered state is dropped by the next call of the penalty.
         """
-        gather(self._state)
+        if self.settings.persistent:
+            gather(self._state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a bit-equal resume needs: tensors, numbers, strings, lists and dicts only.

@@ -173,3 +173,20 @@ def test_bad_arguments():
             prepare_penalty(accelerator, torch.nn.Linear(1, 1))
         with pytest.raises(TypeError, match="`accelerator`"):
             prepare_penalty(build("tv"), accelerator)
+
+
+def save_on_the_main_process(rank, folder, method):
+    with new_accelerator(rank) as accelerator:
+        model = accelerator.prepare(Net("group").double())
+        penalty = prepare_penalty(accelerator, build(method))
+        for step in range(2):
+            if step == 1 and accelerator.is_main_process:
+                accelerator.save_state(folder)
+            accelerator.backward(penalty(model, batch(rank, step)))
+
+
+@pytest.mark.parametrize("method", ["tv", "ptv"])
+def test_the_main_process_alone_may_save_what_keeps_no_pairs(two, tmp_path, method):
+    """As it was, the other one's next collective was taken for its part in the saving."""
+    two.run(save_on_the_main_process, str(tmp_path), method)
+    assert (tmp_path / "lipschitz_penalty_0.bin").exists()

@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchlipreg import LipschitzPenalty
 from torchlipreg.integrations import _timm_launcher as timm_launcher
 from torchlipreg.integrations._timm_options import parse
+from torchlipreg.integrations._timm_schedules import Schedules
 from torchlipreg.integrations.timm import main
 from torchlipreg.outputs import smallest_margins
 
@@ -420,6 +422,62 @@ def test_schedules_resume(arguments, tmp_path):
     resumed = made(rest, *flags, script_arguments=["--epochs", "2", "--resume", str(tmp_path / "parts/last.pth.tar")])
     assert resumed.penalty.weight == whole.penalty.weight
     assert resumed.penalty.radius == whole.penalty.radius
+
+
+@pytest.mark.parametrize("interval", [1, 2, 9])
+def test_an_epoch_ends_without_a_validation_too(arguments, tmp_path, interval):
+    """As it was, schedules of epochs stepped once per validation: half as often, or never."""
+    flags = ["--lip-weight", "0.8", "--lip-weight-gamma", "0.5", "--lip-radius", "0.1", "--lip-radius-decay", "0.5"]
+    epochs, rest = ["--val-interval", str(interval), "--epochs"], [*arguments[:-1], str(tmp_path / "parts")]
+    made(rest, *flags, script_arguments=[*epochs, "2"])
+    resumed = ["--resume", str(tmp_path / "parts/last.pth.tar")]
+    for task in (
+        made(arguments, *flags, script_arguments=[*epochs, "3"]),
+        made(rest, *flags, script_arguments=[*epochs, "3", *resumed]),
+    ):
+        assert task.penalty.weight == pytest.approx(0.8 / 4)
+        assert task.penalty.radius == pytest.approx(0.1 / 4)
+
+
+WARMUP = ["--lip-weight-warmup", "4"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "weight", "told"),
+    [
+        (["0.05"], ["0.5", *WARMUP], 0.5, True),
+        (["0"], ["0.7", *WARMUP], 0.7, True),
+        (["0.5", *WARMUP], ["0.05"], 0.05, True),
+        (["0.5", *WARMUP], ["0.5"], 0.5, False),
+        (["0.5", "--lip-weight-warmup", "99"], ["0.5"], 0.5, False),
+        (["0.5", *WARMUP], ["0.9", *WARMUP], 0.9, True),
+        (["0.5", *WARMUP, "--lip-radius", "0.1"], ["0.5", *WARMUP, "--lip-radius", "0.2"], 0.5, True),
+    ],
+)
+def test_a_resumed_run_comes_to_the_weight_that_was_asked_for(arguments, tmp_path, before, after, weight, told):
+    """As it was, a tenth of it was taken for what was asked."""
+    main([SCRIPT, *arguments, "--epochs", "1", "--lip-weight", *before])
+    rest = [*arguments[:-1], str(tmp_path / "rest"), "--resume", str(Path(arguments[-1], "last.pth.tar"))]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task = made(rest, "--lip-weight", *after, script_arguments=["--epochs", "2"])
+    assert task.penalty.weight == pytest.approx(weight)
+    messages = [str(w.message) for w in caught if "other options" in str(w.message)]
+    assert bool(messages) == told
+    assert all(f"weight={weight}" in message for message in messages if before[0] != after[0])
+
+
+def test_images_of_one_channel_are_normalised_as_the_prefetcher_does(arguments):
+    task = made(arguments, script_arguments=["--in-chans", "1", "--prefetcher"])
+    mean, std = task.penalty.settings.normalization
+    assert mean == pytest.approx((sum(IMAGENET_DEFAULT_MEAN) / 3,))
+    assert std == pytest.approx((sum(IMAGENET_DEFAULT_STD) / 3,))
+
+
+def test_a_discrepancy_without_an_accuracy_is_refused():
+    schedules = Schedules(LipschitzPenalty(weight=0.1), {"discrepancy": [0.9, 0.01]})
+    with pytest.raises(ValueError, match="--lip-discrepancy, but this task measures map, f1"):
+        schedules.after_validation({"map": 0.5, "f1": 0.4})
 
 
 def test_the_discrepancy_principle_hears_the_validation_accuracy(arguments):

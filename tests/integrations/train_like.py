@@ -50,6 +50,9 @@ parser.add_argument("--model-ema", action="store_true")
 parser.add_argument("--torchcompile", nargs="?", const="inductor")
 parser.add_argument("--log-interval", type=int, default=2)
 parser.add_argument("--recovery-interval", type=int, default=0)
+parser.add_argument("--val-interval", type=int, default=1)
+parser.add_argument("--in-chans", type=int, default=3)
+parser.add_argument("--prefetcher", action="store_true")
 parser.add_argument("--resume", default="")
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--output", default="output")
@@ -80,17 +83,21 @@ def main():
     args = parse_args()
     device = utils.init_distributed_device(args)
     utils.random_seed(42, args.rank)
-    model = create_model(args.model, num_classes=2, drop_path_rate=args.drop_path).to(device)
+    chosen = {"num_classes": 2, "drop_path_rate": args.drop_path, "in_chans": args.in_chans}
+    model = create_model(args.model, **chosen).to(device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
     amp_autocast = torch.autocast(device.type, dtype=torch.bfloat16) if args.amp else nullcontext()
 
-    common = {"input_size": (3, args.img_size, args.img_size), "batch_size": args.batch_size, "use_prefetcher": False}
+    common = {"input_size": (args.in_chans, args.img_size, args.img_size), "batch_size": args.batch_size}
+    common |= {"use_prefetcher": args.prefetcher}
     common |= {"num_workers": 0, "distributed": args.distributed, "device": device, "pin_memory": False}
+    mode = {"input_img_mode": "L"} if args.in_chans == 1 else {}
     loader_train = create_loader(
-        create_dataset("", args.data_dir, split="train"), is_training=True, no_aug=args.no_aug, **common
+        create_dataset("", args.data_dir, split="train", **mode), is_training=True, no_aug=args.no_aug, **common
     )
-    loader_eval = create_loader(create_dataset("", args.data_dir, split="validation"), is_training=False, **common)
+    validation = create_dataset("", args.data_dir, split="validation", **mode)
+    loader_eval = create_loader(validation, is_training=False, **common)
     mixed = args.mixup > 0 or args.cutmix > 0
     mixup_fn = Mixup(mixup_alpha=args.mixup, cutmix_alpha=args.cutmix, num_classes=2) if mixed else None
 
@@ -127,13 +134,15 @@ def main():
         train_metrics = train_one_epoch(epoch, task, loader_train, optimizer, args, saver, amp_autocast, mixup_fn)
         if args.distributed:
             utils.distribute_bn(task.get_trainable_module(), args.world_size, True)
-        metrics = validate(eval_model, loader_eval, evaluator, args, amp_autocast)
-        if task.has_ema():
-            metrics = validate(task.get_eval_model(ema=True), loader_eval, evaluator, args, amp_autocast)
+        metrics = {}
+        if (epoch + 1) % args.val_interval == 0:
+            metrics = validate(eval_model, loader_eval, evaluator, args, amp_autocast)
+            if task.has_ema():
+                metrics = validate(task.get_eval_model(ema=True), loader_eval, evaluator, args, amp_autocast)
         if saver is not None:
             summary = os.path.join(args.output, "summary.csv")
             utils.update_summary(epoch, train_metrics, metrics, summary, write_header=epoch == start_epoch)
-            saver.save_checkpoint(epoch, metric=metrics["top1"])
+            saver.save_checkpoint(epoch, metric=metrics.get("top1"))
     if args.distributed:
         weights = torch.cat([p.detach().flatten() for p in model.parameters()])
         spread = utils.reduce_tensor(weights, args.world_size).sub(weights).abs().max()
