@@ -93,12 +93,17 @@ def check_values(name: str, x: Tensor, bounds: tuple[float, float] | None) -> No
         )
     if bounds is not None and len(x):
         low, high = map(float, x.aminmax())
-        rounding = 8 * torch.finfo(x.dtype).eps * max(map(abs, (low, high, *bounds)))
-        if low < bounds[0] - rounding or high > bounds[1] + rounding:
+        if lies_outside(x, bounds):
             raise ValueError(
                 f"Expected the data to lie within `bounds` = {bounds}, but `{name}` spans [{low:g}, {high:g}]. Give "
                 "the range of what the model receives, or, if the loader normalises, the raw one and `normalization`."
             )
+
+
+def lies_outside(x: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Say whether a coordinate of x lies outside of the bounds, by more than rounding: 0-dim, bool."""
+    rounding = 8 * torch.finfo(x.dtype).eps * x.abs().amax().clamp_min(max(map(abs, bounds)))
+    return ((x < bounds[0] - rounding) | (x > bounds[1] + rounding)).any()
 
 
 def check_output(y: Any, batch_size: int) -> Tensor:

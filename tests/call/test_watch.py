@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from zoo import METHODS, bare, conv_bn, gradients, mlp, same
+from zoo import METHODS, bare, conv_bn, gradients, mlp, penalty_of, same
 
 import torchlipreg.call.watch as watching
 from torchlipreg import LipschitzPenalty, gradient_ratio
 from torchlipreg.call.watch import EARLY, LATE, LOOKS
+from torchlipreg.inspection.reuse import AGAIN
 
 
 @pytest.fixture
@@ -384,3 +385,16 @@ def test_a_run_that_goes_on_from_a_state_is_not_told(interval, monkeypatch):
     resumed.load_state_dict(penalty.state_dict())
     for _ in range(15):  # warnings are errors
         resumed(net, torch.randn(8, 6))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_later_batches_outside_of_the_bounds_are_told(inside):
+    """The first batch alone is refused; as it was, nothing was said of others, whose pairs lie far from them."""
+    net, penalty = mlp(), penalty_of("tv", bounds=(0, 1))
+    penalty(net, torch.rand(8, 6))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2 * AGAIN):
+            penalty(net, torch.rand(8, 6) * (1 if inside else 1.5))
+    told = [w for w in caught if "later batch lies outside of `bounds` = (0.0, 1.0)" in str(w.message)]
+    assert len(told) == (not inside)

@@ -14,7 +14,8 @@ from torch import Tensor
 from torchlipreg.call.first_batch import look_at_precision
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import PenaltyState
-from torchlipreg.inspection.inspector import Inspector, half
+from torchlipreg.inspection.inspector import Inspector
+from torchlipreg.inspection.probes import half
 from torchlipreg.inspection.seen import SURROGATE, Seen
 from torchlipreg.inspection.surrogate import has_surrogate
 from torchlipreg.model.fixed import fixed_function

@@ -34,6 +34,11 @@ STEEP = (
     "model off such points, as by sqrt(x + 1e-6)."
 )
 
+LEFT_BOUNDS = (
+    "A later batch lies outside of `bounds` = {}, as the first one did not: pairs are moved inside of them, further "
+    "from such points than they should be. Give the range of all that the model receives, augmentation included."
+)
+
 
 @dataclass
 class Looks:
@@ -85,8 +90,11 @@ class Looks:
         count = len(quotients) if whole else min(ROWS, len(quotients))
         if self.inspector.due():
             some = f.with_rows(take_rows(carried.side, slice(count)))
-            if (caution := self.inspector.look_again(model, some, carried.pairs.x[:count].detach())) is not None:
+            x, bounds = carried.pairs.x[:count].detach(), self.settings.bounds
+            if (caution := self.inspector.look_again(model, some, x, bounds)) is not None:
                 self.state.warn_once(caution, key="written")
+        if self.inspector.outside:
+            self.state.warn_once(LEFT_BOUNDS.format(self.settings.bounds), key="bounds")
         if self.watch.due():
             self._watch(count, f, q, carried, valid, quotients)
 

@@ -61,7 +61,7 @@ class Region:
             x_prime = add_noise(pairs.x_prime, settings.noise, rng)
             pairs = PairSet(pairs.x if settings.anchored else add_noise(pairs.x, settings.noise, rng), x_prime)
         if settings.anchored and settings.bounds is not None and pairs.x[:1].numel() <= FEW:
-            return pairs.turned_inside(settings.bounds, settings.input_norm)
+            return pairs.turned_inside(settings.bounds, settings.input_norm, self.resolution.floor)
         return pairs.clamp(settings.bounds, anchored=settings.anchored)
 
     def project(self, pairs: PairSet, centre: Tensor) -> PairSet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,11 +42,20 @@ class PairSet(NamedTuple):
             return self
         return PairSet(self.x if anchored else self.x.clamp(*bounds), self.x_prime.clamp(*bounds))
 
-    def turned_inside(self, bounds: tuple[float, float], p: float) -> PairSet:
-        """Return the pairs clamped, x anchored; one that points out of a corner is turned round, lest it collapses."""
+    def turned_inside(self, bounds: tuple[float, float], p: float, shortest: float = math.inf) -> PairSet:
+        """Return the pairs clamped, x anchored, and turned round where that makes them longer.
+
+        Args:
+            bounds: Of each coordinate.
+            p: The input norm.
+            shortest: Pairs of at least this length are not turned round.
+
+        Returns:
+            Pairs of which those that pointed out of a corner have not collapsed.
+        """
         inside, turned = self.clamp(bounds, anchored=True), PairSet(self.x, 2 * self.x - self.x_prime)
-        turned = turned.clamp(bounds, anchored=True)
-        return inside.where(inside.distance(p) >= turned.distance(p), turned)
+        turned, length = turned.clamp(bounds, anchored=True), inside.distance(p)
+        return inside.where((length >= shortest) | (length >= turned.distance(p)), turned)
 
     def where(self, keep: Tensor, other: PairSet) -> PairSet:
         """Return these pairs where ``keep``, shape (N,), is true, and the others elsewhere."""

@@ -11,21 +11,28 @@ from torch import Tensor
 
 from torchlipreg.inspection.closeness import differs
 from torchlipreg.inspection.identity import identity, roots_of
-from torchlipreg.inspection.operations import NARROW, Observer, Reads, Weights, Writes, observing
+from torchlipreg.inspection.operations import NARROW, Observer, Weights, Writes, observing
+from torchlipreg.inspection.probes import close, half, of_gradient, of_norms, of_other_rows, value_at
 from torchlipreg.inspection.reuse import AGAIN, TOLERANCE
 from torchlipreg.inspection.seen import WRITTEN, Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.internals.randomness import forked, generator_states
 from torchlipreg.model.internals.to_host import Later
 from torchlipreg.model.parts.modules import compute_dtype
+from torchlipreg.tensor_checks import lies_outside
 
 COUPLING = 1e-3  # of the largest output: a row that moves by more with the others depends on them (half: 32 times)
 
 
 class Inspector:
-    """Looks at each model once, before its first call, and at whether it is random again in every 64th call."""
+    """Looks at each model once, before its first call, and at whether it is random again in every 64th call.
+
+    Attributes:
+        outside: A point that was looked at again lay outside of the bounds.
+    """
 
     def __init__(self) -> None:
+        self.outside = False
         self._seen: dict[Any, tuple[Seen, list[weakref.ref[Any]]]] = {}
         self._later = Later()
         self._calls = 0
@@ -76,13 +83,13 @@ class Inspector:
             f.set_stateful(stateful)
             again = f(x).detach()
             seen_all = None if f.is_sharded else y  # where FSDP shards, no operation is seen
-            error = None if _close(y, again, TOLERANCE) else random_values(observer.drawn, seen_all, again)
+            error = None if close(y, again, TOLERANCE) else random_values(observer.drawn, seen_all, again)
             error = error if y.isfinite().all() else not_finite(y)
-            whole = part is not None and _values(part.uncompiled(), x[: half(x)]) is None
+            whole = part is not None and value_at(part.uncompiled(), x[: half(x)]) is None
             with observing(f, writes):  # at points where the loop's forward has not written the same
-                coupled, varies = _of_other_rows(f, x, y, 32 * COUPLING if observer.dtype in NARROW else COUPLING)
-            graph, no_path, flat = _of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
-            norms = _of_norms(f, x) if follow and f.follows else None
+                coupled, varies = of_other_rows(f, x, y, 32 * COUPLING if observer.dtype in NARROW else COUPLING)
+            graph, no_path, flat = of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
+            norms = of_norms(f, x) if follow and f.follows else None
         sure = error is None
         coupled = coupled or f.norms.depends_on_batch  # be its effect zero at first, or a batch of one
         seen = Seen(
@@ -145,18 +152,22 @@ class Inspector:
             found = self._later.take()
             if found is not None and found[0]:
                 raise ValueError(random_values(None, None, None))
+            self.outside = found is not None and bool(found[1])
         return self._calls % AGAIN == 0
 
-    def look_again(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> str | None:
-        """Look again for randomness, and for what a forward leaves for the next.
+    def look_again(
+        self, model: Callable[..., Any], f: FixedFunction, x: Tensor, bounds: tuple[float, float] | None
+    ) -> str | None:
+        """Look again for randomness, for what a forward leaves for the next, and for points outside of the bounds.
 
         Nothing waits for the device, unless a tensor from before the forward is written: what is found to be random is
-        raised by a later ``due``.
+        raised by a later ``due``, which knows then of such points, too.
 
         Args:
             model: As the user gave it.
             f: The same as a fixed function.
             x: Data points, raw, shape (N, *), N ≥ 1.
+            bounds: Of the penalty.
 
         Returns:
             What the user should know, if anything.
@@ -173,64 +184,8 @@ class Inspector:
                 self.note(model, stateful=True, drifts=True)
                 f.set_stateful(True)
             again = f(x).detach()
-            self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
+            random = differs(y, again, TOLERANCE).any()
+            outside = torch.zeros_like(random) if bounds is None else lies_outside(x, bounds)
+            self._later.send(torch.stack([random, outside]).float())
         written = writes.lasting or weights.replaced
         return None if written is None else WRITTEN.format(written)
-
-
-def half(x: Tensor) -> int:
-    """Return how many rows the first half of x, shape (N, *), has."""
-    return (len(x) + 1) // 2
-
-
-def _close(y: Tensor, again: Tensor, tolerance: float) -> bool:
-    return y.shape == again.shape and not bool(differs(y, again, tolerance).any())
-
-
-def _of_other_rows(f: FixedFunction, x: Tensor, y: Tensor, tolerance: float) -> tuple[bool, bool]:
-    """Say whether a row's values change with other rows, and whether they do with its own."""
-    stays = torch.zeros(len(x), dtype=torch.bool, device="cpu")  # half of them, at random so that neighbours are parted
-    stays[torch.randperm(len(x), generator=torch.Generator().manual_seed(0), device="cpu")[: half(x)]] = True
-    stays = stays.to(x.device)
-    shape = len(x), *[1] * (x.dim() - 1)
-    moved = _values(f, torch.where(stays.view(shape), x, x[:1]))
-    if moved is None:  # it cannot take equal rows: then it knows of the others
-        return True, True
-    if moved.shape != y.shape:
-        return False, True
-    return not _close(y[stays], moved[stays], tolerance), not torch.equal(y[~stays], moved[~stays])
-
-
-def _of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool, bool]:
-    """Say whether y has a graph, whether that misses x though y depends on x, and whether the gradient to x is zero."""
-    slope = None
-    with torch.enable_grad():
-        z = x.detach().requires_grad_()
-        value = f(z)
-        if value.requires_grad:
-            # Of no regular weights, and no random ones, which would come from the user's generator on some devices.
-            weights = torch.arange(1, value.numel() + 1, device=value.device, dtype=value.dtype).cos().view_as(value)
-            (slope,) = torch.autograd.grad(value, z, weights, allow_unused=True)
-    if slope is not None:
-        return True, False, not slope.any()
-    elsewhere = _values(f, torch.zeros_like(x))
-    return value.requires_grad, elsewhere is None or not _close(y, elsewhere, TOLERANCE), False
-
-
-def _of_norms(f: FixedFunction, x: Tensor) -> str | None:
-    """Return what to tell of norms in train mode: that statistics are held which are read, but do not follow x."""
-    reads = Reads(f.norms.statistics())
-    with torch.enable_grad(), observing(f, reads):
-        f.follow_statistics(x)
-    f.norms.hold_those_read(reads.of)
-    return f.norms.caution()
-
-
-def _values(f: FixedFunction, x: Tensor) -> Tensor | None:
-    """Return f(x), None where the model fails there."""
-    try:
-        return f(x).detach()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # of whatever kind: it has been seen to run
-        return None

@@ -1,0 +1,70 @@
+"""Probes: forwards at other points, which show what a model's values and gradients depend on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchlipreg.inspection.closeness import differs
+from torchlipreg.inspection.operations import Reads, observing
+from torchlipreg.inspection.reuse import TOLERANCE
+from torchlipreg.model.function import FixedFunction
+
+
+def half(x: Tensor) -> int:
+    """Return how many rows the first half of x, shape (N, *), has."""
+    return (len(x) + 1) // 2
+
+
+def close(y: Tensor, again: Tensor, tolerance: float) -> bool:
+    """Say whether two values at the same points are equal, but for rounding."""
+    return y.shape == again.shape and not bool(differs(y, again, tolerance).any())
+
+
+def of_other_rows(f: FixedFunction, x: Tensor, y: Tensor, tolerance: float) -> tuple[bool, bool]:
+    """Say whether a row's values change with other rows, and whether they do with its own."""
+    stays = torch.zeros(len(x), dtype=torch.bool, device="cpu")  # half of them, at random so that neighbours are parted
+    stays[torch.randperm(len(x), generator=torch.Generator().manual_seed(0), device="cpu")[: half(x)]] = True
+    stays = stays.to(x.device)
+    shape = len(x), *[1] * (x.dim() - 1)
+    moved = value_at(f, torch.where(stays.view(shape), x, x[:1]))
+    if moved is None:  # it cannot take equal rows: then it knows of the others
+        return True, True
+    if moved.shape != y.shape:
+        return False, True
+    return not close(y[stays], moved[stays], tolerance), not torch.equal(y[~stays], moved[~stays])
+
+
+def of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool, bool]:
+    """Say whether y has a graph, whether that misses x though y depends on x, and whether the gradient to x is zero."""
+    slope = None
+    with torch.enable_grad():
+        z = x.detach().requires_grad_()
+        value = f(z)
+        if value.requires_grad:
+            # Of no regular weights, and no random ones, which would come from the user's generator on some devices.
+            weights = torch.arange(1, value.numel() + 1, device=value.device, dtype=value.dtype).cos().view_as(value)
+            (slope,) = torch.autograd.grad(value, z, weights, allow_unused=True)
+    if slope is not None:
+        return True, False, not slope.any()
+    elsewhere = value_at(f, torch.zeros_like(x))
+    return value.requires_grad, elsewhere is None or not close(y, elsewhere, TOLERANCE), False
+
+
+def of_norms(f: FixedFunction, x: Tensor) -> str | None:
+    """Return what to tell of norms in train mode: that statistics are held which are read, but do not follow x."""
+    reads = Reads(f.norms.statistics())
+    with torch.enable_grad(), observing(f, reads):
+        f.follow_statistics(x)
+    f.norms.hold_those_read(reads.of)
+    return f.norms.caution()
+
+
+def value_at(f: FixedFunction, x: Tensor) -> Tensor | None:
+    """Return f(x), None where the model fails there."""
+    try:
+        return f(x).detach()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # of whatever kind: it has been seen to run
+        return None
