@@ -441,3 +441,27 @@ def test_on_the_whole_batch_it_is_level_with_attacks_of_many_steps():
         assert found == [of_ours, of_theirs]
     price = {name: results.step_time("conv", name)[1] for name in ("trades", "pgd", "tv-whole", "tv-whole-30")}
     assert max(price["tv-whole"], price["tv-whole-30"]) < min(price["trades"], price["pgd"]) / 2
+
+
+def test_other_strengths_are_shown_of_the_models_that_met_them():
+    from examples.experiments.cifar.tables import NOTES, strengths
+    from examples.experiments.common.results import Results
+
+    of = {"network": "conv", "seed": 0, "clean": 0.5, "apgd linf 0.03137254901960784": 0.2}
+    rows = [
+        of | {"recipe": "plain", "autoattack linf 0.03137254901960784": 0.1},
+        of | {"recipe": "fgsm", "apgd linf 0.00784313725490196": 0.4, "autoattack linf 0.03137254901960784": 0.1},
+    ]
+    recipes = {name: {"label": name} for name in ("plain", "fgsm")}
+    table = strengths(Results(rows, {"images": "test images of a set", "recipes": {"conv": recipes}}), "conv", NOTES)
+    assert table.heading == ["training", "clean", "APGD ∞ 2", "APGD ∞ 8"]
+    assert table.rows == [["fgsm", "50.0", "40.0", "20.0"]]
+
+
+@pytest.mark.parametrize("clean", [0.5, 0.6])
+def test_a_model_that_was_trained_again_keeps_what_was_measured_if_it_is_the_same(clean):
+    from examples.experiments.common.results import _joined
+
+    earlier = {"recipe": "fgsm", "clean": 0.5, "autoattack": 0.2, "curves seconds": 9.0}
+    row = {"recipe": "fgsm", "clean": clean, "apgd": 0.3, "curves seconds": 7.0}
+    assert _joined(row, earlier) == (row | {"autoattack": 0.2} if clean == 0.5 else row)

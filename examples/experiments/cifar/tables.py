@@ -5,7 +5,7 @@ import math
 from examples.experiments.cifar.goals import goals
 from examples.experiments.cifar.judge import JUDGES, judge
 from examples.experiments.cifar.measures import BOUND, EPSILON, MORE_BOUNDS
-from examples.experiments.common.results import Results
+from examples.experiments.common.results import KEYS, Results
 from examples.experiments.common.robustness import robustness
 
 BOUNDS = sorted([*BOUND, *MORE_BOUNDS], key=lambda bound: (bound[0] != "linf", bound[1]))
@@ -15,13 +15,14 @@ def heading(norm, epsilon):
     return f"∞ {255 * epsilon:g}" if norm == "linf" else f"2 {epsilon:g}".replace("0.", ".")
 
 
-COLUMNS = {
-    "clean": "clean",
-    **{f"APGD {heading(*bound)}": f"apgd {bound[0]} {bound[1]}" for bound in BOUNDS},
-    **{f"AutoAttack {heading(*bound)}": f"autoattack {bound[0]} {bound[1]}" for bound in BOUNDS},
-    "noise .2": "noise 0.2",
-    "corrupted": "corrupted",
-}
+ATTACKS = {"APGD": "apgd", "AutoAttack": "autoattack"}  # heading -> name in the results
+
+
+def attacked(bounds):
+    return {f"{head} {heading(*of)}": f"{name} {of[0]} {of[1]}" for head, name in ATTACKS.items() for of in bounds}
+
+
+COLUMNS = {"clean": "clean", **attacked(BOUND), "noise .2": "noise 0.2", "corrupted": "corrupted"}
 NOTES = {
     "APGD": "APGD: the two gradient attacks of AutoAttack; ℓ∞ in 255ths of the range of a pixel.",
     "AutoAttack": "AutoAttack: the standard four attacks; ℓ∞ in 255ths of the range of a pixel.",
@@ -40,8 +41,24 @@ def tables(results, network, judged, thoroughly):
     notes = NOTES | {"time": f"time: {results.clock} of a step, relative to plain, taken in turns."}
     seen = {"APGD": judged, "AutoAttack": thoroughly}
     notes |= {attack: f"{NOTES[attack]} On the first {_images(count)}." for attack, count in seen.items()}
-    made = [robustness(results, network, COLUMNS, notes), goals(results, network)]
+    made = [robustness(results, network, COLUMNS, notes), strengths(results, network, notes), goals(results, network)]
     by_all = [row for row in results.rows if row["network"] == network and f"autoattack linf {EPSILON}" in row]
     if by_all and judge(results, network)[1] != JUDGES["autoattack"]:  # which has not seen every model
         made.append(goals(Results(by_all, results.meta), network))
     return [table for table in made if table.rows]
+
+
+def strengths(results, network, notes):
+    """Other strengths, of the models that met them: by all of AutoAttack, or else by its gradient attacks."""
+    for attack in ("autoattack", "apgd"):
+        columns = {"clean": "clean"} | {
+            head: name for head, name in attacked(BOUNDS).items() if name.startswith(attack)
+        }
+        weakest = f"{attack} {MORE_BOUNDS[0][0]} {MORE_BOUNDS[0][1]}"
+        met = [row for row in results.rows if row["network"] == network and weakest in row]
+        if met:
+            break
+    shown = {*KEYS, *columns.values()}  # without the other judge, which would take the place of this one
+    rows = [{name: value for name, value in row.items() if name in shown} for row in met]
+    table = robustness(Results(rows, results.meta), network, columns, notes)
+    return table._replace(title=f"{network}: attacks of other strengths, accuracy in per cent")
