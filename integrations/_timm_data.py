@@ -1,4 +1,4 @@
-"""What a script does with its images: the mean and standard deviation to normalise with; when it begins anew."""
+"""What a script does with its images: the mean and standard deviation to normalise with; when an epoch begins."""
 
 from __future__ import annotations
 
@@ -65,10 +65,9 @@ class DataConfig:
         def heard(*args: Any, **kwargs: Any) -> Any:
             loader = create(*args, **kwargs)
             if kwargs.get("is_training"):
-                size = kwargs.get("input_size", args[1] if len(args) > 1 else 3)
-                channels = size if isinstance(size, int) else size[0]
+                size = kwargs.get("input_size", args[1] if len(args) > 1 else None)
                 default = {"mean": timm.data.IMAGENET_DEFAULT_MEAN, "std": timm.data.IMAGENET_DEFAULT_STD}
-                self._hear(*(_of_channels(kwargs.get(name, default[name]), channels) for name in default))
+                self._hear(*(_of_channels(kwargs.get(name, default[name]), size) for name in default))
                 self._follow(loader)
             return loader
 
@@ -83,7 +82,11 @@ class DataConfig:
                 tell()
             return cast(Iterator[Any], kind.__iter__(this))
 
-        loader.__class__ = type(kind.__name__, (kind,), {"__iter__": __iter__, "__module__": kind.__module__})
+        def __reduce_ex__(this: Any, protocol: Any) -> tuple[Any, ...]:
+            return _plain, (kind, this.__dict__)
+
+        own = {"__iter__": __iter__, "__reduce_ex__": __reduce_ex__, "__module__": kind.__module__}
+        loader.__class__ = type(kind.__name__, (kind,), own)
 
     def _hear(self, mean: Any, std: Any) -> None:
         self._found = tuple(map(float, mean)), tuple(map(float, std))
@@ -95,8 +98,21 @@ class DataConfig:
             self._used = self._found
 
 
-def _of_channels(values: Sequence[float], channels: int) -> list[float]:
-    """Return a number for each channel: their mean where there are others, which is what timm's prefetcher takes."""
+def _plain(kind: type, attributes: dict[str, Any]) -> Any:
+    """Return a loader that tells nobody: a copy, or what comes out of a pickle."""
+    loader: Any = object.__new__(kind)
+    loader.__dict__.update(attributes)
+    return loader
+
+
+def _of_channels(values: Sequence[float], size: Any) -> list[float]:
+    """Return a number for each channel: their mean where there are others, which is what timm's prefetcher takes.
+
+    Args:
+        values: Of some channels.
+        size: Of images: (channels, height, width), or without channels.
+    """
+    channels = size[0] if isinstance(size, (tuple, list)) and len(size) == 3 else len(values)
     return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
 
 

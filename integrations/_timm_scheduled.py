@@ -11,12 +11,12 @@ from torchlipreg.integrations._timm_task import STATE_KEY, LipschitzTask
 
 
 class ScheduledTask(LipschitzTask):  # type: ignore[misc]
-    """A task that steps its ``schedules``: after each optimizer step, and after each epoch, which a validation ends."""
+    """A task that steps its ``schedules``: after each optimizer step, and as the next epoch begins."""
 
     schedules: Schedules
 
     def __call__(self, input: Tensor, target: Any) -> dict[str, Any]:
-        """Return the task's result; the first training step after a validation begins an epoch."""
+        """Return the task's result; schedules of epochs step before the first training step of the next one."""
         if self._is_training():
             self.schedules.before_training()
         result: dict[str, Any] = super().__call__(input, target)

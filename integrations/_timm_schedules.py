@@ -13,8 +13,8 @@ SCHEDULES = {
     "weight_gamma": ("multiply the weight by this after each epoch", ("GAMMA",)),
     "radius_decay": ("multiply the radius by this after each epoch", ("GAMMA",)),
     "discrepancy": (
-        "after each epoch raise the weight by INCREMENT if the validation accuracy, in [0, 1], is above TARGET, lower "
-        "it otherwise",
+        "after each epoch that was validated raise the weight by INCREMENT if the validation accuracy, in [0, 1], is "
+        "above TARGET, lower it otherwise",
         ("TARGET", "INCREMENT"),
     ),
 }
@@ -42,8 +42,9 @@ class Schedules:
         self._penalty, self._options = penalty, options
         self._made = {name: self._make(name) for name in MAKERS if name in options}
         self._stepped = Stepped(self._made.values(), penalty, accuracy="top1")
-        self._ended: dict[str, Any] | None = None  # the metrics of the epoch that ended, until the next one begins
-        self._trained = False  # in the present epoch
+        self._loader_tells = False  # when an epoch begins; else a validation ends one
+        self._trained = self._ended = False  # in the present epoch; that one has ended
+        self._top1: float | None = None  # of the last validation in it, in per cent
 
     def _make(self, name: str) -> Any:
         return MAKERS[name](self._penalty, *self._options[name])
@@ -53,7 +54,7 @@ class Schedules:
         self._stepped.after_update()
 
     def after_validation(self, metrics: dict[str, Any]) -> None:
-        """Note that an epoch ended. Where a moving average is validated too, the last metrics count.
+        """Note an accuracy. Where a moving average is validated too, the last metrics count.
 
         Args:
             metrics: What was found.
@@ -66,23 +67,28 @@ class Schedules:
                 f"Expected an accuracy, `top1`, for --lip-discrepancy, but this task measures {', '.join(metrics)}. "
                 "Leave the option out."
             )
-        self._ended = {"top1": float(metrics["top1"])} if "top1" in metrics else {}
+        self._top1 = float(metrics["top1"]) if "top1" in metrics else None
+        self._ended = self._ended or (self._trained and not self._loader_tells)
 
     def before_epoch(self) -> None:
-        """Note that an epoch ended, if any has been trained since, also where there was no validation."""
-        if self._trained and self._ended is None:
-            self._ended = {}
+        """Note that the training set is gone through anew."""
+        self._loader_tells, self._ended = True, self._ended or self._trained
 
     def before_training(self) -> None:
         """Step what counts epochs, if one ended since."""
-        ended, self._ended, self._trained = self._ended, None, True
-        if ended is not None:
-            self._stepped.after_epoch(ended["top1"] / 100 if "top1" in ended else None)
+        if self._ended:
+            self._end_epoch(self._stepped)
+        self._trained = True
+
+    def _end_epoch(self, stepped: Stepped) -> None:
+        accuracy, self._top1 = self._top1, None
+        self._trained = self._ended = False
+        stepped.after_epoch(None if accuracy is None else accuracy / 100)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of each schedule."""
+        """Return the state of each schedule, and where the epoch stands."""
         made = {name: schedule.state_dict() for name, schedule in self._made.items()}
-        return {"ended": self._ended, "trained": self._trained, **made}
+        return {"trained": self._trained, "ended": self._ended, "top1": self._top1, **made}
 
     def load_state_dict(self, state: dict[str, Any], chosen: dict[str, float]) -> None:
         """Restore the schedules that were there, but for those of an attribute that goes on with another value.
@@ -91,15 +97,23 @@ class Schedules:
             state: From :meth:`state_dict`, empty where there was none.
             chosen: Values of such attributes, "weight" or "radius": their schedules begin anew, from these.
         """
-        self._ended, self._trained = state.get("ended"), state.get("trained", False)
+        self._trained, self._ended = state.get("trained", False), state.get("ended", False)
+        self._top1 = state.get("top1")
+        stay = {name: schedule for name, schedule in self._made.items() if _attribute(name) not in chosen}
+        for name, schedule in stay.items():
+            if name in state:
+                schedule.load_state_dict(state[name])
+        if chosen and self._trained:  # what begins anew does not end the last run's epoch
+            self._end_epoch(Stepped(stay.values(), self._penalty, accuracy="top1"))
+        left = state.get("weight_warmup")
+        if left is not None and left["last"] and "weight_warmup" not in self._made:  # in whose middle the weight is low
+            self._penalty.weight = left["weight"] * left["full"] / left["last"]
         for attribute, value in chosen.items():
             setattr(self._penalty, attribute, value)
-        for name in self._made:
-            if ("radius" if name == "radius_decay" else "weight") in chosen:
-                self._made[name] = self._make(name)
-            elif name in state:
-                self._made[name].load_state_dict(state[name])
+        self._made = {name: stay.get(name) or self._make(name) for name in self._made}
         self._stepped = Stepped(self._made.values(), self._penalty, accuracy="top1")
-        left = state.get("weight_warmup")
-        if left is not None and "weight_warmup" not in self._made and "weight" not in chosen:
-            self._penalty.weight *= left["full"] / left["last"] if left["last"] else 1.0
+
+
+def _attribute(name: str) -> str:
+    """Return what a schedule sets."""
+    return "radius" if name == "radius_decay" else "weight"

@@ -41,7 +41,8 @@ def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> Lips
 
     Mixed precision needs nothing more: the penalty computes in float32 inside, the training forward stays as it was.
     Nor does gradient accumulation: ``accelerator.backward`` divides the loss, penalty included. To save time, apply
-    the penalty only where gradients are synchronised, which has the same expected gradient::
+    the penalty only where gradients are synchronised, which has the same expected gradient, but for a last group of
+    fewer batches::
 
         if accelerator.sync_gradients:
             loss = loss + accelerator.gradient_accumulation_steps * penalty(model, x, out)
@@ -97,7 +98,7 @@ def log_values(penalty: LipschitzPenalty, value: Tensor | None = None) -> dict[s
 
 
 def save_penalty(penalty: LipschitzPenalty, path: Path, *, writes: bool) -> None:
-    """Save a penalty with the pairs of all processes. Collective: every process must call it.
+    """Save a penalty with the pairs of all processes. Collective for max and sum: every process must call it.
 
     Args:
         penalty: This process's.

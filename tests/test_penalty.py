@@ -259,17 +259,30 @@ def test_what_the_last_call_returned_and_whether_it_was_added():
     assert penalty.was_added
 
 
-@pytest.mark.parametrize("method", LOCAL)
+CORNERED = {"tv": {}, "ptv": {}, "free": {"method": "tv", "anchored": False}, "sum": {"radius": 0.1, "num_pairs": 64}}
+
+
+@pytest.mark.parametrize("left_the_limit", [False, True])
+@pytest.mark.parametrize("kind", CORNERED)
 @pytest.mark.parametrize("coordinates", [1, 2])
 @pytest.mark.parametrize("input_norm", [1, math.inf])
-def test_no_pair_collapses_in_a_corner_of_the_bounds(method, coordinates, input_norm):
+def test_no_pair_collapses_in_a_corner_of_the_bounds(kind, coordinates, input_norm, left_the_limit):
     """As it was, half of them did where there is one coordinate, and counted as zero."""
     torch.manual_seed(0)
     net, x = nn.Linear(coordinates, 1).double(), torch.zeros(256, coordinates, dtype=torch.float64)
-    nn.init.ones_(net.weight)  # steepest into the bounds: nothing holds a pair back from the largest quotient
-    value = bare(method, 1.0, radius=0.1, bounds=(0, 1), input_norm=input_norm)(net, x)
-    exact = coordinates**2 if input_norm == math.inf else 1.0
-    assert value.item() == pytest.approx(exact)
+    nn.init.ones_(net.weight)  # steepest into the bounds: nothing holds a pair back
+    settings = {"method": kind, "bounds": (0, 1), "input_norm": input_norm, "step_size": None} | CORNERED[kind]
+    penalty = bare(**settings)
+    if left_the_limit:
+        penalty.radius = 0.0
+        penalty(net, x)
+        penalty.radius = 0.1
+    penalty(net, x, update=not left_the_limit)
+    assert (penalty.pairs.distance(input_norm) > 1e-6).all()
+    assert penalty.pairs.x_prime.min() >= 0
+    if kind in LOCAL and not left_the_limit:
+        exact = coordinates if input_norm == math.inf else 1.0
+        assert penalty.estimate.item() == pytest.approx(exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

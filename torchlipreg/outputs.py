@@ -125,7 +125,7 @@ def smallest_margins(y: Any, num_points: int) -> Tensor:
 
     A function for ``choose``, made for ``output=root_probabilities`` with a weight that falls during training::
 
-        LipschitzPenalty("tv", 30, 0.1, num_pairs=72, choose=smallest_margins, output=root_probabilities)
+        LipschitzPenalty("tv", 30, radius=0.1, num_pairs=72, choose=smallest_margins, output=root_probabilities)
 
     On MNIST 72 to 104 points of a batch of 128, chosen so, then serve against ℓ∞ attacks at least as well as all of
     them. As many random points can do better where the weight is constant or the points are few (16). Labels play no

@@ -21,7 +21,7 @@ from torchlipreg.distributed import world_size
 from torchlipreg.geometry.pairs import PairSet
 from torchlipreg.inspection.inspector import Inspector
 from torchlipreg.inspection.reuse import OutputReuse
-from torchlipreg.model.internals.graph import check_place
+from torchlipreg.model.internals.graph import check_no_backward, check_no_transform
 from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
 from torchlipreg.tensor_checks import check_points, check_rows
 
@@ -301,7 +301,7 @@ class LipschitzPenalty:
                 in the first call only, ``x`` is not finite or outside ``bounds``; if the model is random, looked at in
                 its first call and in every 64th.
             RuntimeError: If the model's parallelism cannot take a penalty, another rank refused its first batch, or the
-                call is inside of a ``torch.func`` transform or of a backward.
+                call is inside of a ``torch.func`` transform, or moves pairs in a backward.
         """
         if torch.compiler.is_compiling():  # a whole training step: tracing what a call does to flags would go wrong
             eager: Callable[..., Tensor] = torch.compiler.disable(self)  # type: ignore[no-untyped-call]
@@ -313,6 +313,8 @@ class LipschitzPenalty:
             with torch.inference_mode(False), torch.no_grad():
                 return self(model, x, outputs, update=update, model_kwargs=model_kwargs)
         moves = update and torch.is_grad_enabled()
+        if moves:
+            check_no_backward()
         self._check_outputs(outputs, moves)
         call = self._state.calls if moves else max(0, self._state.calls - 1)  # the last one's random numbers again
         if call % self.settings.interval:
@@ -332,7 +334,7 @@ class LipschitzPenalty:
         return penalty
 
     def _check_call(self, model: Callable[..., Any], x: Tensor, update: Any, model_kwargs: Any) -> None:
-        check_place()
+        check_no_transform()
         check_points("x", x, may_be_empty=world_size() > 1)
         check_flag("update", update)
         check_mapping("model_kwargs", model_kwargs)

@@ -399,3 +399,16 @@ def test_the_last_calls_pairs_leave_the_limit_too(method, anchored):
     assert penalty.pairs.x_prime.max() <= 1
     q = (net(penalty.pairs.x) - net(penalty.pairs.x_prime)).norm(dim=1) / penalty.pairs.distance(2)
     torch.testing.assert_close(again, q.square().mean())
+
+
+def test_a_one_sided_radius_is_never_in_the_limit():
+    """Its pairs are held at the floor: they must not become directions, outside of the bounds."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(4, 3), torch.rand(8, 4)
+    penalty = bare("tv", radius=0.1, bounds=(0, 1), one_sided=True)
+    penalty(net, x)
+    before = penalty.pairs
+    penalty.radius = 1e-12
+    with pytest.warns(UserWarning, match="one_sided"):
+        penalty(net, x, update=False)
+    assert torch.equal(penalty.pairs.x_prime, before.x_prime)

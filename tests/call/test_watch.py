@@ -387,14 +387,21 @@ def test_a_run_that_goes_on_from_a_state_is_not_told(interval, monkeypatch):
         resumed(net, torch.randn(8, 6))
 
 
-@pytest.mark.parametrize("inside", [True, False])
-def test_later_batches_outside_of_the_bounds_are_told(inside):
+@pytest.mark.parametrize("settings", [{}, {"anchored": False}, {"method": "max"}, {"normalization": (0.5, 2.0)}])
+@pytest.mark.parametrize("kind", ["inside", "outside", "one row outside", "NaN"])
+def test_later_batches_outside_of_the_bounds_are_told(settings, kind):
     """The first batch alone is refused; as it was, nothing was said of others, whose pairs lie far from them."""
-    net, penalty = mlp(), penalty_of("tv", bounds=(0, 1))
-    penalty(net, torch.rand(8, 6))
+    net, penalty = mlp(), penalty_of(**{"method": "tv", "bounds": (0.25, 1), **settings})
+    mean, std = settings.get("normalization", (0.0, 1.0))
+    penalty(net, ((torch.rand(48, 6) + 1) / 2 - mean) / std)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2 * AGAIN):
-            penalty(net, torch.rand(8, 6) * (1 if inside else 1.5))
-    told = [w for w in caught if "later batch lies outside of `bounds` = (0.0, 1.0)" in str(w.message)]
-    assert len(told) == (not inside)
+            x = (torch.rand(48, 6) + 1) / 2
+            rows = {"inside": 0, "outside": 48, "one row outside": 1, "NaN": 0}[kind]
+            x[48 - rows :] += 1.5
+            if kind == "NaN":
+                x[0] = torch.nan
+            penalty(net, (x - mean) / std)
+    told = [w for w in caught if "later batch lies outside of `bounds` = (0.25, 1.0)" in str(w.message)]
+    assert len(told) == ("outside" in kind)

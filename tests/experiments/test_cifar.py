@@ -456,12 +456,3 @@ def test_other_strengths_are_shown_of_the_models_that_met_them():
     table = strengths(Results(rows, {"images": "test images of a set", "recipes": {"conv": recipes}}), "conv", NOTES)
     assert table.heading == ["training", "clean", "APGD ∞ 2", "APGD ∞ 8"]
     assert table.rows == [["fgsm", "50.0", "40.0", "20.0"]]
-
-
-@pytest.mark.parametrize("clean", [0.5, 0.6])
-def test_a_model_that_was_trained_again_keeps_what_was_measured_if_it_is_the_same(clean):
-    from examples.experiments.common.results import _joined
-
-    earlier = {"recipe": "fgsm", "clean": 0.5, "autoattack": 0.2, "curves seconds": 9.0}
-    row = {"recipe": "fgsm", "clean": clean, "apgd": 0.3, "curves seconds": 7.0}
-    assert _joined(row, earlier) == (row | {"autoattack": 0.2} if clean == 0.5 else row)

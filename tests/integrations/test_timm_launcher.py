@@ -4,6 +4,7 @@ import inspect
 import logging
 import math
 import os
+import pickle
 import re
 import runpy
 import subprocess
@@ -20,6 +21,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.integrations import _timm_launcher as timm_launcher
+from torchlipreg.integrations._timm_data import DataConfig, _of_channels
 from torchlipreg.integrations._timm_options import parse
 from torchlipreg.integrations._timm_schedules import Schedules
 from torchlipreg.integrations.timm import main
@@ -452,6 +454,8 @@ WARMUP = ["--lip-weight-warmup", "4"]
         (["0.5", "--lip-weight-warmup", "99"], ["0.5"], 0.5, False),
         (["0.5", *WARMUP], ["0.9", *WARMUP], 0.9, True),
         (["0.5", *WARMUP, "--lip-radius", "0.1"], ["0.5", *WARMUP, "--lip-radius", "0.2"], 0.5, True),
+        (["0.5", "--lip-weight-warmup", "99"], ["0.5", "--lip-method", "max", "--lip-num-pairs", "4"], 0.5, False),
+        (["0.5", "--lip-weight-gamma", "0.5"], ["0.4", "--lip-weight-gamma", "0.5"], 0.4, True),
     ],
 )
 def test_a_resumed_run_comes_to_the_weight_that_was_asked_for(arguments, tmp_path, before, after, weight, told):
@@ -465,6 +469,40 @@ def test_a_resumed_run_comes_to_the_weight_that_was_asked_for(arguments, tmp_pat
     messages = [str(w.message) for w in caught if "other options" in str(w.message)]
     assert bool(messages) == told
     assert all(f"weight={weight}" in message for message in messages if before[0] != after[0])
+
+
+@pytest.mark.parametrize(
+    ("size", "mean"), [(32, [0.1, 0.2, 0.3]), ((32, 32), [0.1, 0.2, 0.3]), ((1, 32, 32), [0.2]), ((3, 8, 8), None)]
+)
+def test_means_are_as_many_as_channels(size, mean):
+    assert _of_channels((0.1, 0.2, 0.3), size) == pytest.approx(mean or [0.1, 0.2, 0.3])
+
+
+def test_a_loader_that_is_followed_is_counted_once_an_epoch_and_can_be_pickled():
+    data, told = DataConfig(), []
+    data.when_an_epoch_begins.append(lambda: told.append(1))
+    loader = torch.utils.data.DataLoader(list(range(4)), batch_size=2)
+    data._follow(loader)
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
+    assert len(told) == 1
+    again = pickle.loads(pickle.dumps(loader))
+    assert type(again) is torch.utils.data.DataLoader
+    assert [batch.tolist() for batch in again] == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize("loader_tells", [True, False])
+def test_epochs_are_those_of_the_loader_if_it_tells(loader_tells):
+    """Else a validation ends one; a validation before any training ends none."""
+    penalty = LipschitzPenalty(weight=1.0)
+    schedules = Schedules(penalty, {"weight_gamma": [0.5]})
+    schedules.after_validation({"top1": 3.0})
+    for _ in range(3):
+        if loader_tells:
+            schedules.before_epoch()
+        for _ in range(2):
+            schedules.before_training()
+            schedules.after_validation({"top1": 3.0})
+    assert penalty.weight == (0.5**2 if loader_tells else 0.5**5)
 
 
 def test_images_of_one_channel_are_normalised_as_the_prefetcher_does(arguments):

@@ -8,7 +8,7 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from zoo import METHODS, mlp, penalty_of, same, traces
+from zoo import METHODS, gradients, mlp, penalty_of, same, traces
 
 from torchlipreg import lipschitz_lower_bound, operator_norm
 
@@ -194,6 +194,18 @@ def test_a_penalty_inside_of_a_checkpoint_is_refused(reentrant):
         torch.utils.checkpoint.checkpoint(
             lambda z: penalty(net, z) + net(z).sum(), x, use_reentrant=reentrant
         ).backward()
+
+
+def test_a_call_that_moves_nothing_may_be_inside_of_a_checkpoint():
+    net, x, penalty = mlp(), torch.randn(8, 6), penalty_of("tv")
+    penalty(net, x)
+    z = x.clone().requires_grad_()
+    inside = torch.utils.checkpoint.checkpoint(lambda z: penalty(net, z, update=False), z, use_reentrant=False)
+    inside.backward()
+    found = gradients(net)
+    net.zero_grad()
+    penalty(net, x, update=False).backward()
+    torch.testing.assert_close(found, gradients(net))
 
 
 def test_gradients_in_a_precision_of_their_own_are_left_alone():

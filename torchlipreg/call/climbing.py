@@ -74,7 +74,7 @@ def follow_radius(state: PenaltyState, settings: Settings, before: float | None,
         before: ε until now.
         radius: ε from now on; with None pairs are drawn anew in the next call.
     """
-    if state.pairs is None or state.floor is None:
+    if state.pairs is None or state.floor is None or settings.one_sided:  # which is never in the limit
         return
     now = Resolution(radius, state.floor)
     if Resolution(before, state.floor).limit == now.limit:
@@ -82,7 +82,8 @@ def follow_radius(state: PenaltyState, settings: Settings, before: float | None,
     length = now.unit if now.limit else 1.0 if radius is None else radius
     x, x_prime = state.pairs
     pairs = PairSet(x, x + rescale(x_prime - x, length, settings.input_norm))
+    region = Region(settings, now)
     if not now.limit:
-        pairs = pairs.clamp(settings.bounds, anchored=settings.anchored)
-    memory = ascent_rule(Region(settings, now), x).start(pairs)
+        pairs = region.inside(pairs)
+    memory = ascent_rule(region, x).start(pairs)
     state.replace(pairs, memory, redraw=radius is None)

@@ -56,8 +56,10 @@ class Looks:
     inspector: Inspector
     watch: Watch
 
-    def before(self, f: FixedFunction, seen: Seen) -> None:
-        """Warn before the work of what may make it fail."""
+    def before(self, f: FixedFunction, seen: Seen, points: Tensor) -> None:
+        """Warn before the work of what may make it fail, or be of other points."""
+        if self.settings.bounds is not None and self.watch.outside(points, self.settings.bounds):
+            self.state.warn_once(LEFT_BOUNDS.format(self.settings.bounds), key="bounds")
         if seen.reruns and f.found.inexact:
             self.state.warn_once(RERUN)
 
@@ -90,11 +92,8 @@ class Looks:
         count = len(quotients) if whole else min(ROWS, len(quotients))
         if self.inspector.due():
             some = f.with_rows(take_rows(carried.side, slice(count)))
-            x, bounds = carried.pairs.x[:count].detach(), self.settings.bounds
-            if (caution := self.inspector.look_again(model, some, x, bounds)) is not None:
+            if (caution := self.inspector.look_again(model, some, carried.pairs.x[:count].detach())) is not None:
                 self.state.warn_once(caution, key="written")
-        if self.inspector.outside:
-            self.state.warn_once(LEFT_BOUNDS.format(self.settings.bounds), key="bounds")
         if self.watch.due():
             self._watch(count, f, q, carried, valid, quotients)
 

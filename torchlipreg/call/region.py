@@ -60,9 +60,15 @@ class Region:
         if settings.noise:
             x_prime = add_noise(pairs.x_prime, settings.noise, rng)
             pairs = PairSet(pairs.x if settings.anchored else add_noise(pairs.x, settings.noise, rng), x_prime)
-        if settings.anchored and settings.bounds is not None and pairs.x[:1].numel() <= FEW:
-            return pairs.turned_inside(settings.bounds, settings.input_norm, self.resolution.floor)
-        return pairs.clamp(settings.bounds, anchored=settings.anchored)
+        return self.inside(pairs)
+
+    def inside(self, pairs: PairSet) -> PairSet:
+        """Return pairs within the bounds; of few coordinates, none that points out of a corner collapses there."""
+        settings = self.settings
+        if settings.bounds is None or pairs.x[:1].numel() > FEW:
+            return pairs.clamp(settings.bounds, anchored=settings.anchored)
+        x = pairs.x if settings.anchored else pairs.x.clamp(*settings.bounds)
+        return PairSet(x, pairs.x_prime).turned_inside(settings.bounds, settings.input_norm, self.resolution.floor)
 
     def project(self, pairs: PairSet, centre: Tensor) -> PairSet:
         """Bring moved pairs back: to the ε-sphere (ptv), to that length (limit), to the bounds.

@@ -92,7 +92,7 @@ class Step:
         loop = look(held.fixed(seen)) if self.settings.choose else None
         batch = method.batch(points, side, outputs, self.rng)  # the user's `choose` sees the model as the loop has it
         with fixed as f:
-            self.looks.before(f, seen)
+            self.looks.before(f, seen, points)
             loop = loop or look(nullcontext(f))
             rule = ascent_rule(region, batch.x)
             carried = method.start(batch, self.state, rule, self.rng)

@@ -19,20 +19,14 @@ from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.internals.randomness import forked, generator_states
 from torchlipreg.model.internals.to_host import Later
 from torchlipreg.model.parts.modules import compute_dtype
-from torchlipreg.tensor_checks import lies_outside
 
 COUPLING = 1e-3  # of the largest output: a row that moves by more with the others depends on them (half: 32 times)
 
 
 class Inspector:
-    """Looks at each model once, before its first call, and at whether it is random again in every 64th call.
-
-    Attributes:
-        outside: A point that was looked at again lay outside of the bounds.
-    """
+    """Looks at each model once, before its first call, and at whether it is random again in every 64th call."""
 
     def __init__(self) -> None:
-        self.outside = False
         self._seen: dict[Any, tuple[Seen, list[weakref.ref[Any]]]] = {}
         self._later = Later()
         self._calls = 0
@@ -152,22 +146,18 @@ class Inspector:
             found = self._later.take()
             if found is not None and found[0]:
                 raise ValueError(random_values(None, None, None))
-            self.outside = found is not None and bool(found[1])
         return self._calls % AGAIN == 0
 
-    def look_again(
-        self, model: Callable[..., Any], f: FixedFunction, x: Tensor, bounds: tuple[float, float] | None
-    ) -> str | None:
-        """Look again for randomness, for what a forward leaves for the next, and for points outside of the bounds.
+    def look_again(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> str | None:
+        """Look again for randomness, and for what a forward leaves for the next.
 
         Nothing waits for the device, unless a tensor from before the forward is written: what is found to be random is
-        raised by a later ``due``, which knows then of such points, too.
+        raised by a later ``due``.
 
         Args:
             model: As the user gave it.
             f: The same as a fixed function.
             x: Data points, raw, shape (N, *), N ≥ 1.
-            bounds: Of the penalty.
 
         Returns:
             What the user should know, if anything.
@@ -184,8 +174,6 @@ class Inspector:
                 self.note(model, stateful=True, drifts=True)
                 f.set_stateful(True)
             again = f(x).detach()
-            random = differs(y, again, TOLERANCE).any()
-            outside = torch.zeros_like(random) if bounds is None else lies_outside(x, bounds)
-            self._later.send(torch.stack([random, outside]).float())
+            self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
         written = writes.lasting or weights.replaced
         return None if written is None else WRITTEN.format(written)

@@ -83,7 +83,7 @@ def with_earlier(results, earlier, jobs):
     for job in jobs:
         key, described = (job.network, job.name, job.seed), _described(earlier, job)
         if key in fresh:
-            rows.append(_joined(fresh[key], known.get(key, {}) if described else {}))
+            rows.append(fresh[key])
             described |= _described(results, job)
         elif key in known and described:
             rows.append(known[key])
@@ -91,12 +91,6 @@ def with_earlier(results, earlier, jobs):
             continue
         recipes.setdefault(job.network, {}).setdefault(job.name, described)
     return Results(rows, results.meta | {"recipes": recipes})
-
-
-def _joined(row, earlier):
-    """Return what is known of a model: of both rows, if it came out as before when it was trained again."""
-    same = all(earlier.get(name, value) == value for name, value in row.items() if not name.endswith("seconds"))
-    return earlier | row if same else row
 
 
 def _described(results, job):

@@ -18,18 +18,18 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def check_place() -> None:
-    """Refuse a call where it cannot be.
-
-    Raises:
-        RuntimeError: In a backward, as of a checkpoint that recomputes, where pairs would move a second time; in a
-            transform of ``torch.func``, where an ascent by autograd cannot be.
-    """
+def check_no_backward() -> None:
+    """Raise RuntimeError in a backward, as of a checkpoint that recomputes, where pairs would move a second time."""
     if in_backward():
         raise RuntimeError(
-            "A penalty cannot be called in a backward, as torch.utils.checkpoint does with what it recomputes: it "
-            "would move its pairs twice. Call it outside of the checkpoint; checkpoints inside of `model` are fine."
+            "A penalty cannot move its pairs in a backward, as in what torch.utils.checkpoint recomputes: they would "
+            "move twice. Call it outside of the checkpoint, or with update=False; checkpoints inside of `model` are "
+            "fine."
         )
+
+
+def check_no_transform() -> None:
+    """Raise RuntimeError inside of a transform of ``torch.func``, where an ascent by autograd cannot be."""
     if in_transform():
         raise RuntimeError(
             "A penalty cannot be called inside of a torch.func transform (grad, vmap, jvp): it differentiates by "
