@@ -91,10 +91,7 @@ def public_names():
     from torchlipreg import outputs
 
     names = {f"torchlipreg.{name}" for name in torchlipreg.__all__}
-    names |= {
-        f"torchlipreg.outputs.{name}"
-        for name in ("largest_margins", "per_position", "root_probabilities", "smallest_margins")
-    }
+    names |= {f"torchlipreg.outputs.{name}" for name in ("per_position", "root_probabilities", "smallest_margins")}
     assert all(inspect.isfunction(getattr(outputs, name.rpartition(".")[2])) for name in names if "outputs" in name)
     of = {"accelerate": ("prepare_penalty", "log_values"), "lightning": ("LipschitzCallback",)}
     of |= {"timm": ("LipschitzTask",), "transformers": ("LipschitzTrainer", "LipschitzTrainerMixin")}

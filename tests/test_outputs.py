@@ -7,7 +7,7 @@ import torch
 from zoo import bare
 
 from torchlipreg import operator_norm
-from torchlipreg.outputs import largest_margins, root_probabilities, smallest_margins
+from torchlipreg.outputs import root_probabilities, smallest_margins
 
 
 def draw(*shape, seed=0):
@@ -67,26 +67,21 @@ def test_the_penalty_of_a_small_pair_is_that_of_the_jacobian():
     assert net.weight.grad.isfinite().all()
 
 
-BY_MARGIN = {smallest_margins: False, largest_margins: True}
-
-
-@pytest.mark.parametrize("choose", BY_MARGIN)
-def test_margins_are_those_of_a_plain_loop(choose):
+def test_the_smallest_margins_are_those_of_a_plain_loop():
     logits = draw(40, 5)
     ordered = [sorted(row, reverse=True) for row in logits.tolist()]
     margins = [row[0] - row[1] for row in ordered]
-    assert choose(logits, 7).tolist() == sorted(range(40), key=margins.__getitem__, reverse=BY_MARGIN[choose])[:7]
-    assert choose(logits, 99).tolist() == list(range(40))  # a short last batch
-    assert choose({"logits": logits + 3}, 7).tolist() == choose(2 * logits, 7).tolist()
-    assert len(choose(logits[:0], 7)) == 0
+    assert smallest_margins(logits, 7).tolist() == sorted(range(40), key=margins.__getitem__)[:7]
+    assert smallest_margins(logits, 99).tolist() == list(range(40))  # a short last batch
+    assert smallest_margins({"logits": logits + 3}, 7).tolist() == smallest_margins(2 * logits, 7).tolist()
+    assert len(smallest_margins(logits[:0], 7)) == 0
 
 
-@pytest.mark.parametrize("choose", BY_MARGIN)
-def test_rows_keep_their_order_where_all_are_taken_and_those_with_nan_come_last(choose):
+def test_rows_keep_their_order_where_all_are_taken_and_those_with_nan_come_last():
     logits = draw(6, 3)
-    assert choose(logits, 6).tolist() == list(range(6))
+    assert smallest_margins(logits, 6).tolist() == list(range(6))
     logits[2, 1] = torch.nan
-    assert 2 not in choose(logits, 5)
+    assert 2 not in smallest_margins(logits, 5)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +96,6 @@ def test_rows_keep_their_order_where_all_are_taken_and_those_with_nan_come_last(
         (torch.ones(4, 3), 0.5, TypeError, "`num_points`"),
     ],
 )
-@pytest.mark.parametrize("choose", BY_MARGIN)
-def test_wrong_margins_are_refused(choose, y, count, error, words):
+def test_wrong_margins_are_refused(y, count, error, words):
     with pytest.raises(error, match=words):
-        choose(y, count)
+        smallest_margins(y, count)

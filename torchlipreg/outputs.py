@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -149,39 +148,6 @@ def smallest_margins(y: Any, num_points: int) -> Tensor:
         Not in the report. T. Scheffer et al., *Active Hidden Markov Models for Information Extraction*, 2001, of
         probabilities, where these are margins of logits.
     """
-    return _by_margin(y, num_points, largest=False)
-
-
-def largest_margins(y: Any, num_points: int) -> Tensor:
-    """Return which rows of a batch a classifier is surest of: its two largest logits differ most there.
-
-    A function for ``choose``, made for a small part of each batch and a constant weight::
-
-        LipschitzPenalty("tv", 12, num_pairs=32, choose=largest_margins, output=root_probabilities)
-
-    What an attack can take from a classifier is what it gets right, and that is mostly what it is sure of. On CIFAR-10
-    the quarter of a batch of 128 that is chosen so serves better than a random one, which serves better than the
-    quarter with the smallest margins. Labels play no part.
-
-    Args:
-        y: What the model returned, as for :func:`smallest_margins`.
-        num_points: How many rows, ≥ 1.
-
-    Returns:
-        Row numbers, shape (min(num_points, N),), largest margin first and rows with NaN last; if all are taken, in
-        their own order.
-
-    Raises:
-        TypeError: If there is no floating tensor in ``y``, or ``num_points`` is no integer.
-        ValueError: If the logits have another shape, or ``num_points`` is less than 1.
-
-    References:
-        Not in the report.
-    """
-    return _by_margin(y, num_points, largest=True)
-
-
-def _by_margin(y: Any, num_points: int, *, largest: bool) -> Tensor:
     logits, count = _logits(y), check_count("num_points", num_points)
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(
@@ -192,8 +158,7 @@ def _by_margin(y: Any, num_points: int, *, largest: bool) -> Tensor:
     if count >= len(logits):
         return torch.arange(len(logits), device=logits.device)
     first, second = logits.detach().topk(2, dim=1).values.unbind(1)
-    margins = first - second  # NaN counts as large
-    return (margins.nan_to_num(-1.0, math.inf) if largest else margins).topk(count, largest=largest).indices
+    return (first - second).topk(count, largest=False).indices
 
 
 def _logits(y: Any) -> Tensor:

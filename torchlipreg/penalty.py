@@ -82,9 +82,8 @@ class LipschitzPenalty:
         num_pairs: ≥ 1. max, sum: size of the pair set (of each rank), default 64. tv, ptv: points of each batch that
             are used, default all.
         choose: tv, ptv: which ``num_pairs`` points of a larger batch. A function of ``outputs``, as the model returned
-            them, and ``num_pairs``, to int64 row numbers, shape (n,): :func:`torchlipreg.outputs.largest_margins`,
-            :func:`torchlipreg.outputs.smallest_margins`, or one of your own. Each call then needs ``outputs``. Default:
-            fresh random ones in each call.
+            them, and ``num_pairs``, to int64 row numbers, shape (n,): :func:`torchlipreg.outputs.smallest_margins`, or
+            one of your own. Each call then needs ``outputs``. Default: fresh random ones in each call.
         ascent: ``"power"`` (default for tv, ptv), ``"sgd"`` (default for max, sum), ``"nesterov"`` or ``"adam"``.
         ascent_steps: Ascent steps per call, ≥ 1.
         step_size: τ > 0. Default 0.01 for sgd and nesterov, 0.03 (raw units) for adam; meaningless for power.
