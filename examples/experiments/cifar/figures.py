@@ -17,11 +17,19 @@ FAMILIES = {  # a knob turned: recipes in its order
     "TRADES, β": (("trades-2", "trades"), "#56B4E9", "^"),
     "PGD-7": (("pgd",), "#000000", "v"),
     "prior-guided FGSM": (("prior-guided",), "#999999", "X"),
-    "tv on a quarter, weight": (("tv-quarter-5", "tv-quarter-10", "tv-quarter", "tv-quarter-40"), "#0072B2", "o"),
+    "tv on a quarter, weight": (
+        ("tv-quarter-5", "tv-quarter-10", "tv-quarter", "tv-quarter-30", "tv-quarter-40"),
+        "#0072B2",
+        "o",
+    ),
     "tv on the whole batch, weight": (("tv-whole", "tv-whole-30"), "#000099", "D"),
     "tv of weight 10, share": (("tv-fourth", "tv-eighth", "tv-quarter-10"), "#009E73", "o"),
     "tv on logits, a quarter": (("logits-quarter",), "#0072B2", "*"),
 }
+PRICED = (  # of each price one, or two: more labels would lie on one another
+    *("plain", "fgsm", "fgsm-quarter", "n-fgsm", "prior-guided", "pgd", "trades"),
+    *("tv-fourth", "tv-eighth", "tv-quarter-10", "tv-half-alternate", "tv-whole"),
+)
 CURVES = {  # as many as a picture can hold
     "plain": ("plain training", "#000000", "o", ":"),
     "fgsm": ("FGSM adversarial training", "#D55E00", "s", "--"),
@@ -97,15 +105,19 @@ def _frontier(axis, found):
 def _price(axis, results, network, found):
     """Robustness against the price of a step: the upper left is where one wants to be."""
     labels = []
-    for recipe, point in found.items():
+    for recipe in filter(found.__contains__, PRICED):
+        point = found[recipe]
         ours = "penalty" in results.meta["recipes"][network][recipe]
         colour, marker = ("#0072B2", "o") if ours else ("#D55E00", "s")
         axis.errorbar(point.price, point.robust, point.robust_spread, color=colour, marker=marker, capsize=2)
         labels.append((point.price, point.robust, results.label(network, recipe), colour))
-    ticks = [tick for tick in (1, 1.25, 1.5, 2, 3, 4, 6, 8, 12) if tick <= 1.3 * max(p.price for p in found.values())]
+    dearest = max(point.price for point in found.values())
+    ticks = [
+        tick for tick in (1, 1.25, 1.5, 2, 3, 4, 6, 8, 12) if tick <= 1.3 * dearest and (tick != 1.25 or dearest < 4)
+    ]
     axis.set(xscale="log", xlabel=f"{results.clock} of a step, relative to plain training", title="the price")
     axis.set_xticks(ticks, [f"{tick:g} ×" for tick in ticks])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xlim(0.9, 2 * max(p.price for p in found.values()))
+    axis.set_xlim(0.9, 2 * dearest)
     axis.grid(alpha=0.3)
     place(axis, labels)

@@ -67,6 +67,7 @@ OURS = {
     "tv-alternate": tv(10, 1 / 4, interval=2),
     "tv-fourth": tv(10, 1 / 4, interval=4),
     "tv-tenth": tv(10, 1 / 10),
+    "tv-half-alternate": tv(25, 1 / 2, interval=2),
     "tv-surest": tv_surest(12),
     "tv-surest-fourth": tv_surest(10, interval=4),
     "tv-whole": tv(20),
