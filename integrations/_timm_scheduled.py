@@ -49,9 +49,8 @@ class ScheduledTask(LipschitzTask):  # type: ignore[misc]
             state[STATE_KEY]["schedules"] = self.schedules.state_dict()
         return state
 
-    def _load_penalty(self, saved: dict[str, Any] | None) -> list[str]:
-        changed: list[str] = super()._load_penalty(saved)
+    def _load_penalty(self, saved: dict[str, Any] | None) -> dict[str, float]:
+        chosen: dict[str, float] = super()._load_penalty(saved)
         if saved is not None:
-            chosen = {name: self._options[name] for name in ("weight", "radius") if name in changed}
             self.schedules.load_state_dict(saved.get("schedules", {}), chosen)
-        return changed
+        return chosen

@@ -223,25 +223,25 @@ class LipschitzTask(TrainingTask):
         if not ema and (saved is not None or self.penalty.weight > 0):
             self._load_penalty(saved)
 
-    def _load_penalty(self, saved: dict[str, Any] | None) -> list[str]:
-        """Restore the penalty's state, and return the names of options that are not the checkpoint's."""
+    def _load_penalty(self, saved: dict[str, Any] | None) -> dict[str, float]:
+        """Restore the penalty's state; return weight and radius, those of them that are not the checkpoint's."""
         if saved is None:
             _warn("The checkpoint holds no penalty, so its pairs start anew.")
-            return []
+            return {}
         changed = [name for name, value in self._options.items() if saved["options"].get(name) != value]
-        chosen = {name: self._options[name] for name in ("weight", "radius") if name in changed}
+        chosen: dict[str, float] = {name: self._options[name] for name in ("weight", "radius") if name in changed}
         try:
             self.penalty.load_state_dict(saved["state"])
         except ValueError as error:
             _warn(f"The penalty's pairs start anew. {error}")
-            return changed
+            return chosen
         self._gathered_state, self._moved_since_gather = None, self.penalty.settings.persistent
         for name, value in chosen.items():
             setattr(self.penalty, name, value)
         if changed:
             values = ", ".join(f"{name}={self._options[name]!r}" for name in changed)
             _warn(f"The penalty goes on with other options than the checkpoint's: {values}.")
-        return changed
+        return chosen
 
 
 def _class_of_both(*bases: type) -> Any:
