@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.checks import Normalization
-from torchlipreg.integrations._timm_schedules import SCHEDULES, Schedules
+from torchlipreg.integrations._timm_schedules import OPTIONS, Schedules
 
 PROGRAM = "python -m torchlipreg.integrations.timm"
 PREFIXES = ("--lip-", "--no-lip-")
@@ -45,7 +45,7 @@ def parse(arguments: Sequence[str]) -> CommandLine:
     parser = make_parser()
     namespace, rest = parser.parse_known_args(arguments)
     options = vars(namespace)
-    schedules = {name: options.pop(name) for name in SCHEDULES if name in options}
+    schedules = {name: options.pop(name) for name in OPTIONS if name in options}
     for argument in rest:
         flag = argument.split("=")[0]
         if flag.startswith(PREFIXES):
@@ -87,9 +87,9 @@ def make_parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--lip-{name.replace('_', '-')}", dest=name, help=description + default, **_argparse_type(types[name])
         )
-    for name, (description, metavar) in SCHEDULES.items():
-        flag = f"--lip-{name.replace('_', '-')}"
-        parser.add_argument(flag, dest=name, help=description, type=number, nargs=len(metavar), metavar=metavar)
+    for name, option in OPTIONS.items():
+        flag, count = f"--lip-{name.replace('_', '-')}", len(option.numbers)
+        parser.add_argument(flag, dest=name, help=option.description, type=number, nargs=count, metavar=option.numbers)
     return parser
 
 

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torchlipreg import DiscrepancyWeight, ExponentialWeight, LipschitzPenalty, RadiusDecay, WeightWarmup
 from torchlipreg.integrations._stepped import Stepped
 
-# The options: what each does, and the names of its numbers.
-SCHEDULES = {
-    "weight_warmup": ("bring the weight in, from a tenth to all of it, over so many optimizer steps", ("STEPS",)),
-    "weight_gamma": ("multiply the weight by this after each epoch", ("GAMMA",)),
-    "radius_decay": ("multiply the radius by this after each epoch", ("GAMMA",)),
-    "discrepancy": (
+
+class Option(NamedTuple):
+    """A schedule that the launcher offers.
+
+    Attributes:
+        description: What it does.
+        numbers: Names of the numbers it takes.
+        sets: The attribute of the penalty, "weight" or "radius".
+        make: The schedule from the penalty and the numbers.
+    """
+
+    description: str
+    numbers: tuple[str, ...]
+    sets: str
+    make: Callable[..., Any]
+
+
+OPTIONS = {  # in the order in which they are made, and stepped
+    "weight_gamma": Option("multiply the weight by this after each epoch", ("GAMMA",), "weight", ExponentialWeight),
+    "radius_decay": Option("multiply the radius by this after each epoch", ("GAMMA",), "radius", RadiusDecay),
+    "discrepancy": Option(
         "after each epoch that was validated raise the weight by INCREMENT if the validation accuracy, in [0, 1], is "
         "above TARGET, lower it otherwise",
         ("TARGET", "INCREMENT"),
+        "weight",
+        DiscrepancyWeight,
     ),
-}
-
-MAKERS: dict[str, Any] = {  # in the order in which they are made, and stepped
-    "weight_gamma": ExponentialWeight,
-    "radius_decay": RadiusDecay,
-    "discrepancy": DiscrepancyWeight,
-    "weight_warmup": lambda penalty, steps: WeightWarmup(penalty, int(steps) if steps % 1 == 0 else steps),
+    "weight_warmup": Option(
+        "bring the weight in, from a tenth to all of it, over so many optimizer steps",
+        ("STEPS",),
+        "weight",
+        lambda penalty, steps: WeightWarmup(penalty, int(steps) if steps % 1 == 0 else steps),
+    ),
 }
 
 
@@ -32,22 +49,22 @@ class Schedules:
 
     Args:
         penalty: Whose weight and radius they set.
-        options: Numbers for some of :data:`SCHEDULES`.
+        numbers: For some of :data:`OPTIONS`.
 
     Raises:
         TypeError, ValueError: If a number is out of range.
     """
 
-    def __init__(self, penalty: LipschitzPenalty, options: dict[str, list[float]]) -> None:
-        self._penalty, self._options = penalty, options
-        self._made = {name: self._make(name) for name in MAKERS if name in options}
+    def __init__(self, penalty: LipschitzPenalty, numbers: dict[str, list[float]]) -> None:
+        self._penalty, self._numbers = penalty, numbers
+        self._made = {name: self._make(name) for name in OPTIONS if name in numbers}
         self._stepped = Stepped(self._made.values(), penalty, accuracy="top1")
         self._loader_tells = False  # when an epoch begins; else a validation ends one
         self._trained = self._ended = False  # in the present epoch; that one has ended
         self._top1: float | None = None  # of the last validation in it, in per cent
 
     def _make(self, name: str) -> Any:
-        return MAKERS[name](self._penalty, *self._options[name])
+        return OPTIONS[name].make(self._penalty, *self._numbers[name])
 
     def after_update(self) -> None:
         """Step what counts optimizer steps."""
@@ -99,7 +116,7 @@ class Schedules:
         """
         self._trained, self._ended = state.get("trained", False), state.get("ended", False)
         self._top1 = state.get("top1")
-        stay = {name: schedule for name, schedule in self._made.items() if _attribute(name) not in chosen}
+        stay = {name: schedule for name, schedule in self._made.items() if OPTIONS[name].sets not in chosen}
         for name, schedule in stay.items():
             if name in state:
                 schedule.load_state_dict(state[name])
@@ -112,8 +129,3 @@ class Schedules:
             setattr(self._penalty, attribute, value)
         self._made = {name: stay.get(name) or self._make(name) for name in self._made}
         self._stepped = Stepped(self._made.values(), self._penalty, accuracy="top1")
-
-
-def _attribute(name: str) -> str:
-    """Return what a schedule sets."""
-    return "radius" if name == "radius_decay" else "weight"
