@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchlipreg.call.climbing import follow_radius
+from torchlipreg.call.later_batches import LaterBatches
 from torchlipreg.call.looks import Looks
 from torchlipreg.call.saved import STATE_VERSION, from_dict, gather, to_dict
 from torchlipreg.call.settings import Ascent, Exponent, Method, Settings, Stochastic
@@ -112,6 +113,7 @@ class LipschitzPenalty:
 
     __slots__ = (
         "__weakref__",
+        "_batches",
         "_inspector",
         "_last_load",
         "_radius",
@@ -179,7 +181,7 @@ class LipschitzPenalty:
         self._radius, self._state = self._settings.radius, PenaltyState()
         self._reuse = OutputReuse()
         self._inspector = Inspector()
-        self._watch = Watch()
+        self._watch, self._batches = Watch(), LaterBatches()
         self._value: Tensor | None = None
         self._was_added = False
         self._unadded = 0  # calls whose value no backward has come through
@@ -320,7 +322,7 @@ class LipschitzPenalty:
             self._state.calls += moves
             return torch.zeros((), dtype=torch.float32, device=x.device)
         generator = self._state.generator(x.device, self.settings.seed, call)
-        looks = Looks(self.settings, self._state, self._inspector, self._watch)
+        looks = Looks(self.settings, self._state, self._inspector, self._watch, self._batches)
         step = Step(self.settings, self.radius, self._state, self._reuse, looks, generator, moves)
         outcome = step(model, x, outputs, model_kwargs)
         factor, interval = self.weight * self.settings.movement, self.settings.interval

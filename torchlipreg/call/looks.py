@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchlipreg.call.later_batches import LEFT_BOUNDS, LaterBatches
 from torchlipreg.call.reduction import by_row, reduce_here
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
@@ -34,11 +35,6 @@ STEEP = (
     "model off such points, as by sqrt(x + 1e-6)."
 )
 
-LEFT_BOUNDS = (
-    "A later batch lies outside of `bounds` = {}, as the first one did not: pairs are moved inside of them, further "
-    "from such points than they should be. Give the range of all that the model receives, augmentation included."
-)
-
 
 @dataclass
 class Looks:
@@ -49,17 +45,20 @@ class Looks:
         state: Of the penalty, which warns once.
         inspector: What a forward shows of a model.
         watch: Sees the penalty's gradient now and then.
+        batches: Sees whether later ones lie inside of ``bounds``.
     """
 
     settings: Settings
     state: PenaltyState
     inspector: Inspector
     watch: Watch
+    batches: LaterBatches
 
     def before(self, f: FixedFunction, seen: Seen, points: Tensor) -> None:
         """Warn before the work of what may make it fail, or be of other points."""
-        if self.settings.bounds is not None and self.watch.outside(points, self.settings.bounds):
-            self.state.warn_once(LEFT_BOUNDS.format(self.settings.bounds), key="bounds")
+        bounds = self.settings.bounds
+        if bounds is not None and self.batches.left(points, bounds):
+            self.state.warn_once(LEFT_BOUNDS.format(bounds), key="bounds")
         if seen.reruns and f.found.inexact:
             self.state.warn_once(RERUN)
 

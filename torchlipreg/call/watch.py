@@ -13,7 +13,6 @@ from torchlipreg.geometry.norms import as_rows
 from torchlipreg.model.internals.graph import nearest_weights
 from torchlipreg.model.internals.hooks import set_aside
 from torchlipreg.model.internals.to_host import Later
-from torchlipreg.tensor_checks import lies_outside
 
 LOOKS = 50  # that agree before a warning
 SETBACK = 5  # that one which disagrees takes back: it may be noise of a small batch
@@ -54,23 +53,6 @@ class Watch:
         self._look: _Look | None = None
         self._followed: _Look | None = None
         self._later = Later()
-        self._data, self._batches = Later(), 0
-
-    def outside(self, points: Tensor, bounds: tuple[float, float]) -> bool:
-        """Look at a batch in every 64th call, and say whether one that was looked at earlier left the bounds.
-
-        Args:
-            points: Of the loop's batch, raw, shape (N, *).
-            bounds: Of each coordinate.
-
-        Returns:
-            Whether to tell.
-        """
-        found = self._data.take()
-        self._batches += 1
-        if self._batches % LATE == 0:
-            self._data.send(lies_outside(points, bounds).float().reshape(1))
-        return found is not None and bool(found[0])
 
     def due(self) -> bool:
         """Count a call, and say whether to look in it: often at first, and while looks agree on something bad."""

@@ -1,0 +1,38 @@
+"""LaterBatches: whether they lie inside of ``bounds``, as the first one does, looked at now and then."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from torchlipreg.model.internals.to_host import Later
+from torchlipreg.tensor_checks import lies_outside
+
+EVERY = 64  # calls from look to look
+LEFT_BOUNDS = (
+    "A later batch lies outside of `bounds` = {}, as the first one did not: pairs are moved inside of them, further "
+    "from such points than they should be. Give the range of all that the model receives, augmentation included."
+)
+
+
+class LaterBatches:
+    """Looks at a batch in every 64th call, and tells when the device has the answer ready. Outlives the calls."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._later = Later()
+
+    def left(self, points: Tensor, bounds: tuple[float, float]) -> bool:
+        """Count a batch, and look at each 64th.
+
+        Args:
+            points: The batch, raw, shape (N, *).
+            bounds: Of each coordinate.
+
+        Returns:
+            Whether one that was looked at before this call left the bounds.
+        """
+        found = self._later.take()
+        self._count += 1
+        if self._count % EVERY == 0:
+            self._later.send(lies_outside(points, bounds).float().reshape(1))
+        return found is not None and bool(found[0])
