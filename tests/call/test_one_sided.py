@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from zoo import bare, conv_bn, dropout_net, gradients, mlp
 
 from torchlipreg import LipschitzPenalty
+from torchlipreg.outputs import per_position
 
 OPTIONS = {"weight": 1.0, "radius": 0.1}
 
@@ -101,3 +103,25 @@ def test_the_limit_has_no_target():
 def test_it_has_to_be_true_or_false():
     with pytest.raises(TypeError, match="`one_sided` to be True or False"):
         LipschitzPenalty(one_sided=1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"output_norm": 1},
+        {"output_norm": 1, "exponent": 1},
+        {"exponent": 1, "output": per_position},
+        {"output_norm": 1, "num_pairs": 2},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_where_outputs_do_not_move_rounding_is_not_pulled_at(settings):
+    """ℓ1 moves one pixel; between the loop's f(x) and f(x′) the others' outputs differ by rounding alone."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 5, 3, padding=1))
+    x, normalization = torch.randn(4, 3, 16, 16), ((0.49, 0.48, 0.45), (0.25, 0.24, 0.26))
+    gradients = []
+    for outputs in (None, net(x)):
+        penalty = bare("tv", 1.0, radius=0.1, input_norm=1, one_sided=True, normalization=normalization, **settings)
+        gradients.append(torch.autograd.grad(penalty(net, x, outputs), list(net.parameters())))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6 * float(gradients[0][0].abs().max()))

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from torchlipreg import difference_quotient, operator_norm
+from torchlipreg import LipschitzPenalty, difference_quotient, operator_norm
 from torchlipreg.geometry.derivative import directional_derivative
 from torchlipreg.geometry.plain import PlainFormulas
 
@@ -425,3 +425,9 @@ def test_running_statistics_are_updated_by_a_plain_norm_too():
             nn.functional.batch_norm(x, mean, var, training=True)
         means.append((mean, var))
     torch.testing.assert_close(*means)
+
+
+def test_inside_of_another_forward_derivative_the_way_out_is_told():
+    net = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="what the call is inside of"):
+        LipschitzPenalty("tv", radius=0)(net, torch.randn(2, 3))

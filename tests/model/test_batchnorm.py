@@ -61,11 +61,17 @@ def test_the_value_is_that_of_eval_mode(method, radius, batch):
 
 @pytest.mark.parametrize("radius", [0.0, 0.1])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_gradient_is_that_of_a_function_whose_statistics_are_measured_anew(method, radius, batch):
+@pytest.mark.parametrize("lost", [False, True])
+def test_the_gradient_is_that_of_a_function_whose_statistics_are_measured_anew(lost, method, radius, batch):
     # central differences of the penalty, with running statistics set to the batch's at each place in parameter space
     net = build().train()
-    calibrate(net, reference(method, batch))
     penalty = penalty_of(method, radius=radius)
+    penalty(net, batch)
+    whole = reference(method, batch)
+    if lost:  # rows that do not count take no part in the statistics, zeros in their place as little
+        batch, whole = batch.clone(), whole[::2].clone()
+        batch[1::2] = torch.nan
+    calibrate(net, whole)
     penalty(net, batch)
     gradient = torch.autograd.grad(penalty(net, batch, update=False), list(net.parameters()))
     for seed in range(3):
@@ -76,7 +82,7 @@ def test_the_gradient_is_that_of_a_function_whose_statistics_are_measured_anew(m
             with torch.no_grad():
                 for p, d in zip(net.parameters(), direction, strict=True):
                     p += sign * 1e-5 * d
-            calibrate(net, reference(method, batch))
+            calibrate(net, whole)
             values.append(penalty(net, batch, update=False).item())
         slope = (values[0] - values[1]) / 2e-5
         inner = sum((g * d).sum().item() for g, d in zip(gradient, direction, strict=True))

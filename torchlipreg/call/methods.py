@@ -154,3 +154,23 @@ class LocalPairs:
 def finite_copy(x: Tensor) -> Tensor:
     """Return x with zeros for NaN and infinity."""
     return x.nan_to_num(0.0, 0.0, 0.0)
+
+
+def that_count(x: Tensor, side: SideRows, valid: Tensor | None, number: int) -> tuple[Tensor, SideRows]:
+    """Return the first data points, those that count once more, in turn, in the place of others.
+
+    Args:
+        x: Points, shape (N, *).
+        side: What else the model takes, with a row for each of them.
+        valid: Which of them count, shape (N,), bool; None for those that are finite.
+        number: How many there may be.
+
+    Returns:
+        Points, shape (min(N, number), *), and their side inputs; zeros where none counts.
+    """
+    valid = (all_finite(x) if valid is None else valid)[:number]
+    own = torch.arange(len(valid), device=valid.device)
+    those = (~valid).to(torch.uint8).argsort(stable=True)  # first
+    taken = (own - valid.cumsum(0)) % valid.sum().clamp(min=1)  # read on no host
+    rows = torch.where(valid, own, those[taken])
+    return finite_copy(x[rows]), take_rows(side, rows)

@@ -120,6 +120,15 @@ class Settings:
         return in_raw_units(x if x.dtype in (torch.float32, torch.float64) else x.float(), self.units)
 
     @cached_property
+    def sees_rounding(self) -> bool:
+        """Say whether rounding that an f(x) from elsewhere leaves where outputs do not move is pulled at.
+
+        The gradient of the ℓ1 norm is of size one there, and that of each row's own norm; with f(x) in the graph
+        x and x′ cancel, as a mere target it does not.
+        """
+        return self.one_sided and 1 in (self.output_norm, self.exponent)
+
+    @cached_property
     def movement(self) -> float:
         """What a quotient's power is multiplied by to become that of a movement, (scale · q)^exponent."""
         return float((self.scale or 1.0) ** self.exponent)

@@ -15,7 +15,7 @@ from torchlipreg.call.climbing import ascent_rule, climb
 from torchlipreg.call.first_batch import first_look
 from torchlipreg.call.held_model import HeldModel
 from torchlipreg.call.looks import Looks
-from torchlipreg.call.methods import Batch, LocalPairs, PairMethod, PersistentPairs, finite_copy
+from torchlipreg.call.methods import Batch, LocalPairs, PairMethod, PersistentPairs, that_count
 from torchlipreg.call.reduction import by_row, reduce
 from torchlipreg.call.region import Region
 from torchlipreg.call.settings import Settings
@@ -25,7 +25,7 @@ from torchlipreg.geometry.quotient import PairQuotient, Resolution
 from torchlipreg.inspection.reuse import LoopOutputs, OutputReuse
 from torchlipreg.inspection.seen import Seen
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.parts.side import Kwargs, SideRows, split_side, take_rows
+from torchlipreg.model.parts.side import Kwargs, SideRows, split_side
 from torchlipreg.outputs import is_own, select
 
 
@@ -153,7 +153,7 @@ class Step:
     ) -> Outcome:
         """Return the outcome at the last call's pairs, of those that count."""
         valid = None if self.state.valid is None else self.state.valid.to(points.device)
-        fx = self._follow(f, previous, points, side)
+        fx = self._follow(f, previous, points, side, valid if self.settings.anchored else None)
         fx = self._at(f.with_rows(previous.side), previous.pairs.x, fx) if region.shares_fx else None
         q = self._quotient(f, region, previous, fx)
         return Outcome(*reduce(q(previous.pairs, valid), valid, self.settings))
@@ -188,12 +188,13 @@ class Step:
         seen: Seen,
     ) -> Tensor | None:
         """Return f(x) where x stays on the data point: the loop's outputs if they serve, else by a forward."""
-        fx = self._follow(f, carried, batch.x, batch.side)
+        fx = self._follow(f, carried, batch.x, batch.side, batch.valid)
         if not region.shares_fx:
             return None
         pulled = not self.settings.one_sided
         lent = loop if seen.graph else None  # else f(x) alone would be pulled at
-        if lent is not None and self.reuse.allowed(f, lent, needs_gradient=pulled, drifts=seen.drifts):
+        unlike = seen.drifts or self.settings.sees_rounding
+        if lent is not None and self.reuse.allowed(f, lent, needs_gradient=pulled, drifts=unlike):
             fx = lent.y if batch.rows is None else lent.y[batch.rows]
             fx = fx if len(fx) else lent.y.new_zeros(len(batch.x), *lent.y.shape[1:])
         return self._at(f.with_rows(carried.side), carried.pairs.x, fx)
@@ -206,11 +207,12 @@ class Step:
                 fx = f(x)
         return fx.detach() if target else fx
 
-    def _follow(self, f: FixedFunction, carried: Carried, points: Tensor, side: SideRows) -> Tensor | None:
-        """Let train-mode BatchNorm take its statistics over data points, as many as there are pairs; return f there."""
+    def _follow(
+        self, f: FixedFunction, carried: Carried, points: Tensor, side: SideRows, valid: Tensor | None
+    ) -> Tensor | None:
+        """Let train-mode BatchNorm take its statistics over data points that count, and return f(x) where x stays."""
         if not f.follows:
             return None
-        count = len(carried.pairs.x)
-        if self.settings.anchored or len(points) == 0:
-            return f.with_rows(carried.side).follow_statistics(carried.pairs.x)
-        return f.with_rows(take_rows(side, slice(count))).follow_statistics(finite_copy(points[:count]))
+        x, side = (carried.pairs.x, carried.side) if self.settings.anchored or len(points) == 0 else (points, side)
+        x, side = that_count(x, side, valid, len(carried.pairs.x))
+        return f.with_rows(side).follow_statistics(x)

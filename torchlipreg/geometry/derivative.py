@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -141,10 +142,11 @@ def forward_mode() -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            if not any(sign in str(error) for sign in ("forward AD", "forward-mode", "jvp", "functorch")):
+            if not re.search("forward[ -](AD|mode)|jvp|functorch", str(error)):
                 raise
             raise RuntimeError(
                 "The directional derivative (radius 0, or a radius under the dtype's floor) and the spectral norm "
-                f"need torch.func.jvp, which a layer of this model does not support: {error} With a larger `radius` "
-                "plain difference quotients are taken; `operator_norm` takes other pairs of norms without it."
+                "need torch.func.jvp, which a layer of this model, or what the call is inside of, does not support: "
+                f"{error} With a larger `radius` plain difference quotients are taken; `operator_norm` takes other "
+                "pairs of norms without it."
             ) from error
