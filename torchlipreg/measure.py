@@ -268,7 +268,8 @@ def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Ten
 
     Args:
         loss: The task's, 0-dim, with its graph.
-        penalty_value: What the penalty returned, 0-dim, with its graph; one without (weight 0) has no gradient.
+        penalty_value: What the penalty returned, 0-dim, with its graph; one without (weight 0) has no gradient. With
+            ``interval=k`` it is k times a step's mean, where ``penalty.share`` is of the mean, and 0 in between.
         parameters: Those to compare at; ones that need no gradient do not count.
 
     Returns:

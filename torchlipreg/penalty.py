@@ -16,6 +16,7 @@ from torchlipreg.call.saved import STATE_VERSION, from_dict, gather, to_dict
 from torchlipreg.call.settings import Ascent, Exponent, Method, Settings, Stochastic
 from torchlipreg.call.state import PenaltyState
 from torchlipreg.call.step import Step
+from torchlipreg.call.turns import Turns
 from torchlipreg.call.watch import Watch, advice
 from torchlipreg.checks import Normalization, check_flag, check_mapping, check_number, suggest_names
 from torchlipreg.distributed import world_size
@@ -95,7 +96,8 @@ class LipschitzPenalty:
             their neighbours' are pulled towards them. Two-sided, both ends are pulled together.
         bounds: (lo, hi) of the data in raw units: pairs stay inside (Assumption 3).
         noise: σ ≥ 0 of Gaussian noise on fresh pairs, in raw units (Remark 2); an anchored x gets none.
-        interval: k ≥ 1: apply the penalty in every k-th call, times k; the calls between return zero.
+        interval: k ≥ 1: apply the penalty in every k-th call, times k; the calls between return zero. Where a step
+            has several calls, as for two views, make a penalty for each: an even k falls on the same one always.
         output: From the model's return value to the tensor to penalise. Default: a tensor, ``.logits``,
             ``["logits"]``, or the first element. :func:`torchlipreg.outputs.root_probabilities` suits classifiers,
             :func:`torchlipreg.outputs.per_position` dense outputs.
@@ -120,6 +122,7 @@ class LipschitzPenalty:
         "_reuse",
         "_settings",
         "_state",
+        "_turns",
         "_unadded",
         "_value",
         "_was_added",
@@ -181,7 +184,7 @@ class LipschitzPenalty:
         self._radius, self._state = self._settings.radius, PenaltyState()
         self._reuse = OutputReuse()
         self._inspector = Inspector()
-        self._watch, self._batches = Watch(), LaterBatches()
+        self._watch, self._batches, self._turns = Watch(), LaterBatches(), Turns()
         self._value: Tensor | None = None
         self._was_added = False
         self._unadded = 0  # calls whose value no backward has come through
@@ -327,7 +330,9 @@ class LipschitzPenalty:
         outcome = step(model, x, outputs, model_kwargs)
         factor, interval = self.weight * self.settings.movement, self.settings.interval
         penalty = factor * interval * outcome.value
-        self._watch.follow(penalty, factor, interval)
+        self._watch.follow(penalty, factor, interval, again=not moves)
+        if interval > 1 and moves:
+            self._turns.follow(penalty, self._state)
         self._report(penalty, model, outputs, moves)
         if outcome.remember is not None:
             outcome.remember()
@@ -359,6 +364,8 @@ class LipschitzPenalty:
         verdict, share = self._watch.verdict(), self._watch.share
         if verdict is not None and share is not None and verdict not in self._state.warned:
             self._state.warn_once(advice(verdict, share, self.weight), key=verdict)
+        if (caution := self._turns.warning(self.settings.interval)) is not None:
+            self._state.warn_once(caution, key="turns")
         self._unadded += moves and penalty.requires_grad
         if self._unadded > UNADDED and not self._was_added:
             self._state.warn_once(

@@ -405,3 +405,25 @@ def test_later_batches_outside_of_the_bounds_are_told(settings, kind):
             penalty(net, (x - mean) / std)
     told = [w for w in caught if "later batch lies outside of `bounds` = (0.25, 1.0)" in str(w.message)]
     assert len(told) == ("outside" in kind)
+
+
+def test_with_closures_the_share_comes_from_the_call_that_is_added(every_call):
+    """The call that moves the pairs meets no backward there; as it was, nobody ever looked."""
+    torch.manual_seed(0)
+    net, penalty, x = mlp(), bare("tv", 0.1), torch.randn(16, 6)
+    optimizer, exact = torch.optim.LBFGS(net.parameters(), max_iter=3), []
+
+    def closure():
+        optimizer.zero_grad()
+        out = net(x)
+        loss, value = F.cross_entropy(out, x[:, :3].argmax(1)), penalty(net, x, out, update=False)
+        exact.append(gradient_ratio(loss, value, list(net[-1].parameters())[:1] + list(net[-3].parameters())[:1]))
+        (loss + value).backward()
+        return loss + value
+
+    for _ in range(3):
+        penalty(net, x)
+        exact.clear()
+        optimizer.step(closure)
+        assert len(exact) > 1
+        assert penalty.share == pytest.approx(exact[0], rel=1e-4)

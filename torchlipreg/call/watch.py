@@ -79,15 +79,18 @@ class Watch:
                 weights, seen = [w for w, _ in known], [g for _, g in known]
                 self._look = _Look(weights, seen, variance_of(_real(fx)), rounding)
 
-    def follow(self, penalty: Tensor, factor: float, interval: int) -> None:
+    def follow(self, penalty: Tensor, factor: float, interval: int, *, again: bool = False) -> None:
         """Read the sum with the task's gradient in the backward that the penalty takes part in, if this call looked.
 
         Args:
             penalty: What the training loop gets, 0-dim.
             factor: What makes a value the penalty: the weight and the scale.
             interval: How many calls' worth of it the loop gets.
+            again: At the last call's pairs, as in a closure: that call's own value may meet no backward.
         """
         look, self._look = self._look, None
+        if again and penalty.requires_grad and self._followed is not None:
+            self._followed.follow(penalty)
         if look is not None and penalty.requires_grad:
             if self._followed is not None:
                 self._followed.unhook()  # if there was no backward
@@ -135,11 +138,15 @@ class _Look:
 
     def hook(self, penalty: Tensor, factor: float, interval: int, note: Callable[[Tensor], None]) -> None:
         self.factor, self.interval, self.note = factor, interval, note
-        self.handles = [_hooked(penalty.register_hook, self._note_scale)]
+        self.handles: list[Any] = []
+        self.follow(penalty)
         for i, weight in enumerate(self.weights):
             self.handles.append(_hooked(weight.register_hook, partial(self._note_sum, i)))
             # Not called by autograd.grad, with which gradients are looked at beside the training.
             self.handles.append(_hooked(weight.register_post_accumulate_grad_hook, partial(self._finish, i)))
+
+    def follow(self, penalty: Tensor) -> None:
+        self.handles.append(_hooked(penalty.register_hook, self._note_scale))
 
     def _note_scale(self, gradient: Tensor) -> None:
         self.loss_scale = self.factor * gradient.detach()

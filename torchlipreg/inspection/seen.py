@@ -59,7 +59,7 @@ COUPLED_ROWS = (
     "The values of argument `model` at a point depend on the other rows of the batch, as with statistics or scales of "
     "a batch, attention over it, a limited capacity of experts or a joint stopping rule: a quotient is not that of a "
     "function of one point, and one of a small radius may measure the other rows. Use running statistics, another "
-    "norm, or what treats each row alone."
+    "norm, or what treats each row alone. Where the batch is not the first axis (`batch_first`=False), put it there."
 )
 HIDDEN_INPUT = (
     "The gradient of argument `model` to its input does not exist, though its outputs depend on it: a part runs under "
