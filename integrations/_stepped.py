@@ -23,7 +23,10 @@ class Stepped:
 
     def __init__(self, schedules: Any, penalty: LipschitzPenalty, accuracy: str | None) -> None:
         self.schedules = _check_schedules(schedules, penalty)
-        self.follows_accuracy = any(isinstance(s, DiscrepancyWeight) for s in self.schedules)
+        self._of_updates = [s for s in self.schedules if isinstance(s, WeightWarmup)]
+        self._of_accuracy = [s for s in self.schedules if isinstance(s, DiscrepancyWeight)]
+        self._of_epochs = [s for s in self.schedules if not isinstance(s, (WeightWarmup, DiscrepancyWeight))]
+        self.follows_accuracy = bool(self._of_accuracy)
         if accuracy is None and self.follows_accuracy:
             raise ValueError(
                 "Expected argument `accuracy` to be the name of a logged metric, for the DiscrepancyWeight in "
@@ -37,9 +40,8 @@ class Stepped:
 
     def after_update(self) -> None:
         """Step what follows the optimizer."""
-        for schedule in self.schedules:
-            if isinstance(schedule, WeightWarmup):
-                schedule.step()
+        for schedule in self._of_updates:
+            schedule.step()
 
     def after_epochs(self, epochs: int, accuracy: float | None = None) -> bool:
         """Step what follows epochs, once for each number of them; what follows an accuracy, if there is one.
@@ -59,17 +61,15 @@ class Stepped:
 
     def after_epoch(self, accuracy: float | None = None) -> None:
         """Step what follows epochs, after one; what follows an accuracy, if there is one."""
-        for schedule in self.schedules:
-            if not isinstance(schedule, (DiscrepancyWeight, WeightWarmup)):
-                schedule.step()
+        for schedule in self._of_epochs:
+            schedule.step()
         if accuracy is not None:
             self.after_accuracy(accuracy)
 
     def after_accuracy(self, accuracy: float) -> None:
         """Step what follows an accuracy."""
-        for schedule in self.schedules:
-            if isinstance(schedule, DiscrepancyWeight):
-                schedule.step(accuracy)
+        for schedule in self._of_accuracy:
+            schedule.step(accuracy)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the schedules."""

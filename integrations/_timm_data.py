@@ -9,8 +9,7 @@ from typing import Any, cast
 
 import timm.data
 
-from torchlipreg.distributed import rank
-from torchlipreg.notice import warn_user
+from torchlipreg.notice import warn_first_rank
 
 
 class DataConfig:
@@ -43,7 +42,7 @@ class DataConfig:
         if "normalization" in given:
             return {}
         if self._found is None:
-            _warn(
+            warn_first_rank(
                 "The script did not tell how it normalises images, before it built its task: the penalty takes them as "
                 "raw. Give --lip-normalization MEAN STD (0 1 for raw images)."
             )
@@ -91,7 +90,7 @@ class DataConfig:
     def _hear(self, mean: Any, std: Any) -> None:
         self._found = tuple(map(float, mean)), tuple(map(float, std))
         if self._used is not None and self._used != self._found:
-            _warn(
+            warn_first_rank(
                 f"The training images are normalised with mean and std {self._found}, but the penalty was made for "
                 f"{self._used}. Give --lip-normalization."
             )
@@ -114,8 +113,3 @@ def _of_channels(values: Sequence[float], size: Any) -> list[float]:
     """
     channels = size[0] if isinstance(size, (tuple, list)) and len(size) == 3 else len(values)
     return list(values) if len(values) == channels else [sum(values) / len(values)] * channels
-
-
-def _warn(message: str) -> None:
-    if rank() == 0:
-        warn_user(message)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.checks import check_instance
-from torchlipreg.distributed import rank, world_size
+from torchlipreg.distributed import world_size
 from torchlipreg.model.parts.modules import unwrap
-from torchlipreg.notice import warn_user
+from torchlipreg.notice import warn_first_rank
 from torchlipreg.outputs import root_probabilities
 
 STATE_KEY = "lipschitz"
 GATHER_INTERVAL = 500  # optimizer steps: seldom, as all pairs of all ranks travel
-_CLASSES: dict[tuple[type, ...], Any] = {}  # of tasks that were penalised, by the two that they are of
+_CLASSES: dict[tuple[type, ...], Any] = {}  # that were made, by the penalised class and the task's own
 
 
 class LipschitzTask(TrainingTask):
@@ -226,21 +226,21 @@ class LipschitzTask(TrainingTask):
     def _load_penalty(self, saved: dict[str, Any] | None) -> dict[str, float]:
         """Restore the penalty's state; return weight and radius, those of them that are not the checkpoint's."""
         if saved is None:
-            _warn("The checkpoint holds no penalty, so its pairs start anew.")
+            warn_first_rank("The checkpoint holds no penalty, so its pairs start anew.")
             return {}
         changed = [name for name, value in self._options.items() if saved["options"].get(name) != value]
         chosen: dict[str, float] = {name: self._options[name] for name in ("weight", "radius") if name in changed}
         try:
             self.penalty.load_state_dict(saved["state"])
         except ValueError as error:
-            _warn(f"The penalty's pairs start anew. {error}")
+            warn_first_rank(f"The penalty's pairs start anew. {error}")
             return chosen
         self._gathered_state, self._moved_since_gather = None, self.penalty.settings.persistent
         for name, value in chosen.items():
             setattr(self.penalty, name, value)
         if changed:
             values = ", ".join(f"{name}={self._options[name]!r}" for name in changed)
-            _warn(f"The penalty goes on with other options than the checkpoint's: {values}.")
+            warn_first_rank(f"The penalty goes on with other options than the checkpoint's: {values}.")
         return chosen
 
 
@@ -287,8 +287,3 @@ def _options(penalty: LipschitzPenalty) -> dict[str, Any]:
         for name, value in penalty.settings.arguments().items()
     }
     return {"weight": penalty.weight, **settings, "radius": penalty.radius}
-
-
-def _warn(message: str) -> None:
-    if rank() == 0:
-        warn_user(message)

@@ -18,7 +18,7 @@ ORDER = [  # each may import its own and those before it
     {"model"},
     {"inspection"},
     {"call"},
-    {"penalty", "lower_bound", "measure", "schedules"},
+    {"batches", "gradients", "lower_bound", "measure", "penalty", "schedules", "warmup"},
     {"__init__"},
 ]
 CORE = sorted(PACKAGE.rglob("*.py"))
@@ -26,7 +26,7 @@ INTEGRATIONS = sorted((ROOT / "integrations").glob("*.py"))
 OPTIONAL = {"accelerate", "lightning", "lightning_fabric", "matplotlib", "pandas", "PIL", "pytorch_lightning", "rich"}
 OPTIONAL |= {"scipy", "sklearn", "timm", "torchvision", "tqdm", "transformers"}
 LINES = 200  # that are neither blank nor comment
-LAZY = ("measure", "tqdm.auto")  # the only optional package, imported on request
+LAZY = ("batches", "tqdm.auto")  # the only optional package, imported on request
 
 
 def imports(source):
@@ -113,7 +113,7 @@ def test_no_imports_in_a_circle():
         ("call.step", "def f():\n    from torchlipreg.penalty import LipschitzPenalty"),
         ("call.step", "import timm"),
         ("call.step", "from . import region"),
-        ("measure", "from tqdm.auto import tqdm"),
+        ("batches", "from tqdm.auto import tqdm"),
         ("penalty", "import torchlipreg"),
         ("penalty", "from torchlipreg.integrations.timm import LipschitzTask"),
     ],

@@ -1,8 +1,10 @@
 """Lipschitz regularisation for PyTorch: one line in a training loop makes a model smoother."""
 
-from torchlipreg.measure import difference_quotient, gradient_ratio, lipschitz_lower_bound, operator_norm
+from torchlipreg.gradients import gradient_ratio
+from torchlipreg.measure import difference_quotient, lipschitz_lower_bound, operator_norm
 from torchlipreg.penalty import LipschitzPenalty
-from torchlipreg.schedules import DiscrepancyWeight, ExponentialWeight, RadiusDecay, WeightWarmup
+from torchlipreg.schedules import DiscrepancyWeight, ExponentialWeight, RadiusDecay
+from torchlipreg.warmup import WeightWarmup
 
 __version__ = "0.2.0"
 __all__ = [

@@ -17,7 +17,7 @@ from torchlipreg.geometry.units import Units
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Normalization = tuple[float | Sequence[float], float | Sequence[float]]  # mean and standard deviation, perhaps of each
+Normalization = tuple[float | Sequence[float], float | Sequence[float]]  # mean and std, each perhaps per channel
 
 
 def suggest_names(function: Callable[P, None]) -> Callable[P, None]:
@@ -50,13 +50,13 @@ def check_norm(name: str, p: Any) -> None:
     check_choice(name, p, NORMS)
 
 
-def check_number(name: str, value: Any, *, low: float = 0.0, exclusive: bool = False) -> float:
-    """Return ``value`` as a float; raise unless it is a finite real number ≥ ``low`` (> if ``exclusive``)."""
+def check_number(name: str, value: Any, *, exclusive: bool = False) -> float:
+    """Return ``value`` as a float; raise unless it is a finite real number ≥ 0 (> 0 if ``exclusive``)."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"Expected argument `{name}` to be a number, but got {value!r} ({type(value).__name__}).")
-    if not math.isfinite(value) or value < low or (exclusive and value == low):
+    if not math.isfinite(value) or value < 0 or (exclusive and value == 0):
         raise ValueError(
-            f"Expected argument `{name}` to be finite and {'>' if exclusive else '>='} {low:g}, but got {value!r}."
+            f"Expected argument `{name}` to be finite and {'>' if exclusive else '>='} 0, but got {value!r}."
         )
     return float(value)
 

@@ -186,6 +186,6 @@ def look_at(model: Callable[..., Any], f: FixedFunction, x: Tensor, *, exact: bo
         raise ValueError(seen.error)
     if exact and seen.no_path:
         raise ValueError(HIDDEN_INPUT)
-    for caution in seen.cautions():
+    for caution in seen.cautions().values():
         warn_user(caution)
     return seen

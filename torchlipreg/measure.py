@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
 
+from torchlipreg.batches import batches_of, check_inputs, joined, with_progress_bar
 from torchlipreg.checks import (
     Normalization,
     check_bounds,
@@ -218,22 +218,12 @@ def lipschitz_lower_bound(
     check_function("output", output)
     seed = check_count("seed", seed, low=0)
     check_flag("progress", progress)
-    of_samples = isinstance(inputs, Dataset) and not isinstance(inputs, IterableDataset)
-    if of_samples or not any(hasattr(inputs, method) for method in ("__iter__", "__getitem__")):
-        hint = (
-            " Give a DataLoader of it, whose items are batches (with batch_size=None if its own are)."
-            if of_samples
-            else ""
-        )
-        raise TypeError(
-            "Expected argument `inputs` to be a tensor or an iterable of batches, but got "
-            f"{type(inputs).__name__}.{hint}"
-        )
-    batches: Iterable[Tensor] = _batches(inputs, batch_size)
+    check_inputs(inputs)
+    batches: Iterable[Tensor] = batches_of(inputs, batch_size)
     if radius is None:
-        batches = _joined(batches)
+        batches = joined(batches)
     if progress:
-        batches = _with_progress_bar(batches)
+        batches = with_progress_bar(batches)
     search = Search(model, radius, input_norm, output_norm, steps, bounds, units, output)
     largest = None
     for x in batches:
@@ -252,107 +242,3 @@ def lipschitz_lower_bound(
             "model must not be evaluated outside of the data's range, give `bounds`."
         )
     return float(largest)
-
-
-def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Tensor]) -> float:
-    """Return ‖∇ penalty‖ / ‖∇ loss‖ over parameters, for choosing a weight: the ratio is proportional to it.
-
-    Takes two backwards, reads their result, and leaves graphs and ``.grad`` as they are: not for every step. A
-    hundredth to one is where penalties worked, clean accuracy fell from a tenth on where a network could not fit its
-    data; under 1e-4 they do nothing::
-
-        out = model(x)
-        loss, value = criterion(out, y), penalty(model, x, out)
-        print(gradient_ratio(loss, value, model.parameters()))
-        (loss + value).backward()
-
-    Args:
-        loss: The task's, 0-dim, with its graph.
-        penalty_value: What the penalty returned, 0-dim, with its graph; one without (weight 0) has no gradient. With
-            ``interval=k`` it is k times a step's mean, where ``penalty.share`` is of the mean, and 0 in between.
-        parameters: Those to compare at; ones that need no gradient do not count.
-
-    Returns:
-        The ratio ≥ 0; infinity where the loss has no gradient but the penalty has, and 0 where neither has.
-
-    Raises:
-        TypeError: If an argument is of another type.
-        ValueError: If ``loss`` or ``penalty_value`` is not 0-dim, ``loss`` carries no gradient, or no parameter does.
-    """
-    for name, value in (("loss", loss), ("penalty_value", penalty_value)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"Expected argument `{name}` to be a tensor, but got {type(value).__name__}.")
-        if value.dim() != 0:
-            raise ValueError(f"Expected argument `{name}` to be 0-dim, but got shape {tuple(value.shape)}.")
-    if not loss.requires_grad:
-        raise ValueError("Expected argument `loss` to carry a gradient, but it has none. Compare before backward().")
-    is_iterable = isinstance(parameters, Iterable) and not isinstance(parameters, (Tensor, torch.nn.Module))
-    given = list(parameters) if is_iterable else []
-    strange = [f"one with {type(p).__name__}" for p in given if not isinstance(p, Tensor)]
-    if not is_iterable or strange:
-        raise TypeError(
-            "Expected argument `parameters` to be an iterable of tensors, such as model.parameters(), but got "
-            f"{strange[0] if strange else type(parameters).__name__}."
-        )
-    trained = [p for p in given if p.requires_grad]
-    if not trained:
-        raise ValueError("Expected argument `parameters` to hold a tensor that requires a gradient, but got none.")
-    of_penalty, of_loss = (_gradient_size(value, trained) for value in (penalty_value, loss))
-    if of_loss == 0:
-        return math.inf if of_penalty > 0 else 0.0
-    return of_penalty / of_loss
-
-
-def _gradient_size(value: Tensor, parameters: list[Tensor]) -> float:
-    if not value.requires_grad:
-        return 0.0
-    try:
-        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        if "donated buffer" not in str(error):
-            raise
-        raise RuntimeError(
-            "A compiled model frees what its backward needs, so that two cannot be taken. Compare the gradients with "
-            "the module that was compiled, or once before it is."
-        ) from error
-    given = (g if g is None or g.layout == torch.strided else g.to_dense() for g in gradients)
-    known = [torch.view_as_real(g) if g.is_complex() else g for g in given if g is not None and g.numel()]
-    return math.hypot(*(float(scaled_norm(at_least_single(g).reshape(1, -1), 2)) for g in known))
-
-
-def _batches(inputs: Tensor | Iterable[Any], batch_size: int) -> Iterator[Tensor]:
-    if isinstance(inputs, Tensor):
-        check_points("inputs", inputs)
-        inputs = torch.split(inputs, batch_size)
-    for batch in inputs:
-        if isinstance(batch, Mapping):
-            raise TypeError(
-                "Expected argument `inputs` to give tensors, or tuples that begin with one, but got a batch of type "
-                f'{type(batch).__name__}. Pick the tensor: (batch["x"] for batch in loader).'
-            )
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        check_points("inputs", x)
-        yield x
-
-
-def _joined(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Let a row that is alone in its batch, and would have no partner there, join the batch before."""
-    held: Tensor | None = None
-    for x in batches:
-        if held is not None and len(held) > 1 and len(x) == 1 and x.shape[1:] == held.shape[1:]:
-            held = torch.cat([held, x])
-            continue
-        if held is not None:
-            yield held
-        held = x
-    if held is not None:
-        yield held
-
-
-def _with_progress_bar(batches: Iterable[Tensor]) -> Iterable[Tensor]:
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        raise ImportError('`progress`=True needs tqdm: pip install "torchlipreg[progress]"') from None
-    bar: Iterable[Tensor] = tqdm(batches, desc="lipschitz_lower_bound")
-    return bar

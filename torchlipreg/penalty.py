@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from torchlipreg.call.climbing import follow_radius
+from torchlipreg.call.backwards import Backwards
+from torchlipreg.call.climbing import set_radius
 from torchlipreg.call.later_batches import LaterBatches
 from torchlipreg.call.looks import Looks
 from torchlipreg.call.saved import STATE_VERSION, from_dict, gather, to_dict
 from torchlipreg.call.settings import Ascent, Exponent, Method, Settings, Stochastic
 from torchlipreg.call.state import PenaltyState
 from torchlipreg.call.step import Step
-from torchlipreg.call.turns import Turns
 from torchlipreg.call.watch import Watch, advice
 from torchlipreg.checks import Normalization, check_flag, check_mapping, check_number, suggest_names
 from torchlipreg.distributed import world_size
@@ -26,8 +26,6 @@ from torchlipreg.inspection.reuse import OutputReuse
 from torchlipreg.model.internals.graph import check_no_backward, check_no_transform
 from torchlipreg.model.parts.parallelism import check_parallelism, check_unused_parameters
 from torchlipreg.tensor_checks import check_points, check_rows
-
-UNADDED = 400  # computed calls after which a penalty that nobody has added to a loss is told
 
 
 class Loaded(NamedTuple):
@@ -115,17 +113,14 @@ class LipschitzPenalty:
 
     __slots__ = (
         "__weakref__",
+        "_backwards",
         "_batches",
         "_inspector",
         "_last_load",
-        "_radius",
         "_reuse",
         "_settings",
         "_state",
-        "_turns",
-        "_unadded",
         "_value",
-        "_was_added",
         "_watch",
         "_weight",
     )  # a misspelt attribute is refused
@@ -181,13 +176,11 @@ class LipschitzPenalty:
             seed=seed,
         )
         self.weight = weight
-        self._radius, self._state = self._settings.radius, PenaltyState()
+        self._state = PenaltyState(radius=self._settings.radius)
         self._reuse = OutputReuse()
         self._inspector = Inspector()
-        self._watch, self._batches, self._turns = Watch(), LaterBatches(), Turns()
+        self._watch, self._batches, self._backwards = Watch(), LaterBatches(), Backwards(self._settings.interval)
         self._value: Tensor | None = None
-        self._was_added = False
-        self._unadded = 0  # calls whose value no backward has come through
         self._last_load: Loaded | None = None
 
     def __repr__(self) -> str:
@@ -214,18 +207,19 @@ class LipschitzPenalty:
     @property
     def radius(self) -> float | None:
         """ε ≥ 0, or None for pairs that start from different data points."""
-        return self._radius
+        return self._state.radius
 
     @radius.setter
     def radius(self, value: float | None) -> None:
-        before, self._radius = self._radius, self.settings.check_radius(value)
-        follow_radius(self._state, self.settings, before, self._radius)
+        set_radius(self._state, self.settings, self.settings.check_radius(value))
 
     @property
     def pairs(self) -> PairSet | None:
         """The current pairs in the loop's units, ``.x`` and ``.x_prime`` of shape (num_pairs, *); None at first."""
-        pairs, units = self._state.pairs, self.settings.units
-        return pairs if pairs is None or units is None else pairs.map(units.normalized)
+        last, units = self._state.last, self.settings.units
+        if last is None:
+            return None
+        return last.pairs if units is None else last.pairs.map(units.normalized)
 
     @property
     def estimate(self) -> Tensor:
@@ -243,7 +237,7 @@ class LipschitzPenalty:
     @property
     def was_added(self) -> bool:
         """Whether a backward has ever come through what a call returned."""
-        return self._was_added
+        return self._backwards.any
 
     @property
     def last_load(self) -> Loaded | None:
@@ -326,13 +320,12 @@ class LipschitzPenalty:
             return torch.zeros((), dtype=torch.float32, device=x.device)
         generator = self._state.generator(x.device, self.settings.seed, call)
         looks = Looks(self.settings, self._state, self._inspector, self._watch, self._batches)
-        step = Step(self.settings, self.radius, self._state, self._reuse, looks, generator, moves)
+        step = Step(self.settings, self._state, self._reuse, looks, generator, moves)
         outcome = step(model, x, outputs, model_kwargs)
         factor, interval = self.weight * self.settings.movement, self.settings.interval
         penalty = factor * interval * outcome.value
         self._watch.follow(penalty, factor, interval, again=not moves)
-        if interval > 1 and moves:
-            self._turns.follow(penalty, self._state)
+        self._backwards.follow(penalty, self._state, moves=moves)
         self._report(penalty, model, outputs, moves)
         if outcome.remember is not None:
             outcome.remember()
@@ -345,11 +338,11 @@ class LipschitzPenalty:
         check_flag("update", update)
         check_mapping("model_kwargs", model_kwargs)
         check_parallelism(model)
-        if self.settings.persistent and self._state.pairs is not None:
-            check_rows("x", x, self._state.pairs.x.shape[1:])
+        if self.settings.persistent and self._state.last is not None:
+            check_rows("x", x, self._state.last.pairs.x.shape[1:])
 
     def _check_outputs(self, outputs: Any, moves: bool) -> None:
-        if self.settings.choose is not None and outputs is None and (moves or self._state.pairs is None):
+        if self.settings.choose is not None and outputs is None and (moves or self._state.last is None):
             raise ValueError(
                 "Expected argument `outputs`, model(x), at which the penalty's `choose` looks, but got None."
             )
@@ -357,27 +350,15 @@ class LipschitzPenalty:
     def _report(self, penalty: Tensor, model: Callable[..., Any], outputs: Any, moves: bool) -> None:
         """Note what this call returns, and warn if something about it is amiss."""
         self._value = penalty.detach()
-        if penalty.requires_grad and not self._was_added:
-            penalty.register_hook(self._note_backward)  # type: ignore[no-untyped-call]
         if self._state.calls == 0 and outputs is not None:
             check_unused_parameters(model, outputs, penalty)
         verdict, share = self._watch.verdict(), self._watch.share
         if verdict is not None and share is not None and verdict not in self._state.warned:
             self._state.warn_once(advice(verdict, share, self.weight), key=verdict)
-        if (caution := self._turns.warning(self.settings.interval)) is not None:
-            self._state.warn_once(caution, key="turns")
-        self._unadded += moves and penalty.requires_grad
-        if self._unadded > UNADDED and not self._was_added:
-            self._state.warn_once(
-                f"The penalty was computed {UNADDED} times, but no backward came through it: add what it returns to "
-                "the loss. Call it under torch.no_grad() where its value alone is wanted.",
-                key="unadded",
-            )
+        for about, caution in self._backwards.cautions().items():
+            self._state.warn_once(caution, key=about)
         if moves and not penalty.requires_grad:
             self._state.warn_once("The penalty carries no gradient: no parameter that `model` uses requires one.")
-
-    def _note_backward(self, gradient: Tensor) -> None:
-        self._was_added = True
 
     def warn_of_data(self) -> None:
         """Warn if a batch held NaN or infinity since the last time of asking; waits for the GPU, so not in each step.
@@ -403,7 +384,7 @@ class LipschitzPenalty:
         with ``weights_only=True``.
         """
         self.warn_of_data()
-        return {**self._identity(), "weight": self.weight, "radius": self.radius, **to_dict(self._state)}
+        return {**self._identity(), "weight": self.weight, **to_dict(self._state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state, weight and radius included. Tensors move to the model's device in the next call.
@@ -417,12 +398,14 @@ class LipschitzPenalty:
                 normalization. The other arguments are not compared: construct the penalty as it was.
 
         Raises:
+            TypeError: If ``state`` is no dict, or holds something of another type than it should.
             ValueError: If ``state`` has another version, or belongs to another kind of penalty. Nothing is changed.
         """
         loaded = from_dict(state, self._identity())
-        weight = check_number("weight", state["weight"])
-        self.radius, self.weight, self._state = state["radius"], weight, loaded
-        self._last_load, self._unadded = Loaded(weight), 0
+        weight, loaded.radius = check_number("weight", state["weight"]), self.settings.check_radius(loaded.radius)
+        self.weight, self._state = weight, loaded
+        self._last_load = Loaded(weight)
+        self._backwards.start_anew()
 
     def _identity(self) -> dict[str, Any]:
         names = ("method", "ascent", "input_norm", "output_norm", "num_pairs", "normalization")

@@ -81,10 +81,10 @@ def test_persistent_pairs_keep_theirs():
     net, (x, mask) = model(), batch()
     penalty = bare("sum", num_pairs=6, radius=0.1, **NUMBERS)
     penalty(net, x, model_kwargs={"mask": mask})
-    first = penalty._state.side["mask"].clone()
+    first = penalty._state.last.side["mask"].clone()
     other_x, other_mask = batch(seed=1)
     value = penalty(net, other_x, model_kwargs={"mask": other_mask})
-    assert torch.equal(penalty._state.side["mask"], first)  # no pair was stuck
+    assert torch.equal(penalty._state.last.side["mask"], first)  # no pair was stuck
     pairs = penalty.pairs
     q = (net(pairs.x_prime, mask=first) - net(pairs.x, mask=first)).norm(dim=1)
     torch.testing.assert_close(value, (q / (pairs.x_prime - pairs.x).flatten(1).norm(dim=1)).square().mean())
@@ -114,8 +114,8 @@ def test_stuck_pairs_are_drawn_with_the_masks_of_their_points(method):
     other_x, other_mask = batch(seed=1)
     other_mask[:] = torch.tensor([1.0, 1, 0, 0, 1])
     penalty(net, other_x, model_kwargs={"mask": other_mask})
-    assert (penalty._state.side["mask"][::2] == other_mask[0]).all()
-    assert not (penalty._state.side["mask"][1::2] == other_mask[0]).all()
+    assert (penalty._state.last.side["mask"][::2] == other_mask[0]).all()
+    assert not (penalty._state.last.side["mask"][1::2] == other_mask[0]).all()
 
 
 @pytest.mark.parametrize("num_pairs", [None, 3])

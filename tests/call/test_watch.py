@@ -363,7 +363,7 @@ def test_a_derivative_does_not_round(every_call):
 
 @pytest.mark.parametrize("use", ["added", "differentiated", "looked at"])
 def test_a_penalty_that_no_loss_holds_is_told(use, monkeypatch):
-    monkeypatch.setattr("torchlipreg.penalty.UNADDED", 20)
+    monkeypatch.setattr("torchlipreg.call.backwards.UNADDED", 20)
     net, penalty = mlp(), bare("tv", 0.1)
     with pytest.warns(UserWarning, match="no backward came through it") if use == "looked at" else nullcontext():
         for _ in range(25):
@@ -377,7 +377,7 @@ def test_a_penalty_that_no_loss_holds_is_told(use, monkeypatch):
 
 @pytest.mark.parametrize("interval", [1, 10])
 def test_a_run_that_goes_on_from_a_state_is_not_told(interval, monkeypatch):
-    monkeypatch.setattr("torchlipreg.penalty.UNADDED", 20)
+    monkeypatch.setattr("torchlipreg.call.backwards.UNADDED", 20)
     net, penalty = mlp(), bare("tv", 0.1, interval=interval)
     for _ in range(30):
         (net(torch.randn(8, 6)).sum() + penalty(net, torch.randn(8, 6))).backward()

@@ -114,7 +114,7 @@ def test_scaling_laws(method, exponent, radius):
 def put_on_level_set(penalty):
     """Mirror every stored pair at the origin, and take its velocity away."""
     penalty.pairs.x_prime.copy_(-penalty.pairs.x)
-    for values in penalty._state.memory.values():
+    for values in penalty._state.last.memory.values():
         for z in values:
             z.zero_()
 

@@ -405,7 +405,7 @@ def test_large_buffers_are_cloned_only_where_somebody_writes_them(kind):
         penalty(net, x, out).backward()
         assert torch.equal(net.queue, before)
         with fixed_function(net) as f:
-            cloned.append(f._state.buffers[net]["queue"] is not own)
+            cloned.append(f.state.buffers[net]["queue"] is not own)
     assert cloned[-1] == (kind != "not written")
 
 

@@ -580,7 +580,7 @@ def test_tensors_of_a_whole_data_set_are_not_copied_in_each_call():
     net.examples = [[{"image": torch.zeros(3, 64, 64)} for _ in range(20)] for _ in range(20)]
     net[1].own = own = torch.zeros(3)  # for which there is room all the same
     with fixed_function(net) as f:
-        copied = [t.numel() for t in f.private_tensors()]
+        copied = [t.numel() for t in f.state.private_tensors()]
         assert net[1].own is not own
     assert net[1].own is own
     assert 0 < sum(copied) <= 1 << 20

@@ -165,12 +165,13 @@ def test_a_moving_average_of_parameters_is_told(write, starts_as_a_copy):
         net.teacher.load_state_dict(net.student.state_dict())
 
     def train():
-        for _ in range(AGAIN):
+        for _ in range(2 * AGAIN):
             penalty(net, torch.randn(8, 6)).backward()
             net.student.weight.data.add_(0.01)
 
-    with pytest.warns(UserWarning, match=r"as of a momentum teacher, write where `self.training` is true"):
+    with pytest.warns(UserWarning, match=r"as of a momentum teacher, write where `self.training` is true") as told:
         train()
+    assert len(told) == 1
 
 
 def test_weights_that_are_normalised_in_each_forward_are_not_told():

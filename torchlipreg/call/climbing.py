@@ -63,27 +63,27 @@ def climb(carried: Carried, q: PairQuotient, rule: Rule, region: Region, centre:
     return Carried(*moved, carried.side)
 
 
-def follow_radius(state: PenaltyState, settings: Settings, before: float | None, radius: float | None) -> None:
-    """Where a radius comes to the limit ε → 0 or leaves it, make directions of the pairs, or pairs of those.
+def set_radius(state: PenaltyState, settings: Settings, radius: float | None) -> None:
+    """Set ε; where it comes to the limit ε → 0 or leaves it, make directions of the pairs, or pairs of those.
 
     The ascent starts anew from them: a rule's memory is of the lengths that they had.
 
     Args:
         state: Of the penalty.
         settings: Of the penalty.
-        before: ε until now.
         radius: ε from now on; with None pairs are drawn anew in the next call.
     """
-    if state.pairs is None or state.floor is None or settings.one_sided:  # which is never in the limit
+    before, state.radius = state.radius, radius
+    if state.last is None or state.floor is None or settings.one_sided:  # which is never in the limit
         return
     now = Resolution(radius, state.floor)
     if Resolution(before, state.floor).limit == now.limit:
         return
     length = now.unit if now.limit else 1.0 if radius is None else radius
-    x, x_prime = state.pairs
+    x, x_prime = state.last.pairs
     pairs = PairSet(x, x + rescale(x_prime - x, length, settings.input_norm))
     region = Region(settings, now)
     if not now.limit:
         pairs = region.inside(pairs)
     memory = ascent_rule(region, x).start(pairs)
-    state.replace(pairs, memory, redraw=radius is None)
+    state.replace(Carried(pairs, memory, state.last.side), redraw=radius is None)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.call.first_batch import look_at_precision
+from torchlipreg.call.resolution import look_at_precision
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import PenaltyState
+from torchlipreg.geometry.pairs import at_least_one
 from torchlipreg.inspection.inspector import Inspector
 from torchlipreg.inspection.probes import half
 from torchlipreg.inspection.seen import SURROGATE, Seen
@@ -31,8 +32,9 @@ class HeldModel:
 
     Attributes:
         model: As the user gave it.
+        points: The batch, in raw units, shape (N, *).
+        side: What else the model takes, with a row for each of them.
         rest: What else it takes by name, the same for any part of the batch.
-        count: Rows of the batch.
         settings: Of the penalty.
         state: Of the penalty, which warns once.
         inspector: What a forward shows of a model.
@@ -40,8 +42,9 @@ class HeldModel:
     """
 
     model: Callable[..., Any]
+    points: Tensor
+    side: SideRows
     rest: Mapping[str, Any]
-    count: int
     settings: Settings
     state: PenaltyState
     inspector: Inspector
@@ -56,37 +59,35 @@ class HeldModel:
             settings.output,
             units=settings.units,
             kwargs=self.rest,
-            batch_size=self.count,
+            batch_size=len(self.points),
             stateful=seen is not None and seen.stateful,
             noise_seed=self.rng.initial_seed() if same or (seen is not None and seen.draws) else None,
             apart=same,
             **how,
         )
 
-    def seen(self, points: Tensor, side: SideRows, radius: float | None) -> Seen:
+    def seen(self) -> Seen:
         """Return what was seen of the model; before its first call look at it: some forwards, and a backward."""
         seen = self.inspector.known(self.model)
         if seen is not None:
             return seen
+        points, side = self.points, self.side
         with self.fixed(None) as f:
-            some = points if len(points) else points.new_zeros(1, *points.shape[1:])
+            some = at_least_one(points)
             part = f.with_rows(take_rows(side, slice(half(some)))) if self.settings.aligned else None
             seen = self.inspector.look(self.model, f.with_rows(side), some, part=part, gradient=torch.is_grad_enabled())
             if not self.settings.aligned:
                 self.inspector.look_at_another_number(f.with_rows(side), some)
-        for caution in seen.cautions():
-            self.state.warn_once(caution)
-        if seen.norms is not None:
-            self.state.warn_once(seen.norms, key="norms")
-        if self.state.floor is not None:
-            look_at_precision(self.settings, radius, self.state.floor, seen.dtype, points, self.state.warn_once)
+        for about, caution in seen.cautions().items():
+            self.state.warn_once(caution, key=about)
+        look_at_precision(self.settings, self.state, seen.dtype, points)
         return seen
 
-    def look_at_derivative(self, seen: Seen, points: Tensor, side: SideRows) -> None:
+    def look_at_derivative(self, seen: Seen) -> None:
         """Look, once in the limit, whether the derivative is that of the values; not where FSDP shards the model."""
         if seen.surrogate is None and seen.graph and not is_sharded(all_modules(self.model)):
             in_float64 = partial(self.fixed, seen, eager=True, double=True, meet=True)
-            surrogate = has_surrogate(in_float64, points, side, bounds=self.settings.bounds)
+            surrogate = has_surrogate(in_float64, self.points, self.side, bounds=self.settings.bounds)
             self.inspector.note(self.model, surrogate=surrogate)
             if surrogate:
                 self.state.warn_once(SURROGATE)

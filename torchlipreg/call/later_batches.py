@@ -31,8 +31,8 @@ class LaterBatches:
         Returns:
             Whether one that was looked at before this call left the bounds.
         """
-        found = self._later.take()
+        left = self._later.take_flag()
         self._count += 1
         if self._count % EVERY == 0:
-            self._later.send(lies_outside(points, bounds).float().reshape(1))
-        return found is not None and bool(found[0])
+            self._later.send_flag(lies_outside(points, bounds))
+        return left

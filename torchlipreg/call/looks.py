@@ -1,4 +1,4 @@
-"""Looks: what a call sees of the model beside its work, now and then; after the first call it waits for no device."""
+"""Looks: what a call sees of the model beside its work, now and then, seldom waiting for the device."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Looks:
         bounds = self.settings.bounds
         if bounds is not None and self.batches.left(points, bounds):
             self.state.warn_once(LEFT_BOUNDS.format(bounds), key="bounds")
-        if seen.reruns and f.found.inexact:
+        if seen.reruns and f.state.found.inexact:
             self.state.warn_once(RERUN)
 
     def __call__(
@@ -84,7 +84,7 @@ class Looks:
             quotients: Of the pairs, shape (N, *).
             whole: The model takes all rows of the batch, or none.
         """
-        if (caution := f.norms.caution()) is not None:
+        if (caution := f.state.norms.caution()) is not None:
             self.state.warn_once(caution, key="norms")
         if self.state.floor is None and not bool(quotients.detach().isfinite().all()):
             self.state.warn_once(STEEP if q.resolution.limit else OUTSIDE)
@@ -100,7 +100,7 @@ class Looks:
         self, count: int, f: FixedFunction, q: PairQuotient, carried: Carried, valid: Tensor | None, quotients: Tensor
     ) -> None:
         """Let the watch see the value's gradient at so many pairs (max: the largest), in a graph of its own."""
-        if count < 2 or f.is_sharded:
+        if count < 2 or f.state.is_sharded:
             return
         largest = self.settings.method == "max"
         rows = by_row(quotients.detach()).topk(count).indices if largest else slice(count)

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from torchlipreg.call.first_batch import check_first_batch, points_needed
 from torchlipreg.call.region import Region
+from torchlipreg.call.resolution import check_first_batch, points_needed
 from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.geometry.ascent import Rule
-from torchlipreg.geometry.pairs import all_finite, draw_rows
+from torchlipreg.geometry.pairs import all_finite, at_least_one, draw_rows, finite_copy
 from torchlipreg.model.parts.side import SideRows, check_side, take_rows
 from torchlipreg.tensor_checks import check_row_numbers
 
@@ -20,9 +20,9 @@ class Batch(NamedTuple):
     """The data points that a call uses.
 
     Attributes:
-        x: Points, shape (N, *), N ≥ 1.
+        x: Points, shape (N, *); N ≥ 1 for local methods.
         side: What else the model takes, with a row for each of them.
-        finite: Which of the loop's points were finite, bool.
+        finite: Which of these points were finite in the loop's batch, bool.
         valid: Which of the pairs count, shape (N,), bool; None for all.
         rows: Which rows of the loop's batch they are, shape (N,); None for all of them.
     """
@@ -127,10 +127,9 @@ class LocalPairs:
         rows = self._rows(points, outputs, rng)
         x = points if rows is None else points[rows]
         finite = valid = all_finite(x)
-        x = finite_copy(x)
         if len(x) == 0:  # a rank without data takes part in each forward and collective all the same
-            x, valid = x.new_zeros(1, *x.shape[1:]), finite.new_zeros(1)
-        return Batch(x, take_rows(side, rows), finite, valid, rows)
+            valid = finite.new_zeros(1)
+        return Batch(at_least_one(finite_copy(x)), take_rows(side, rows), finite, valid, rows)
 
     def _rows(self, points: Tensor, outputs: Any, rng: torch.Generator) -> Tensor | None:
         choose, count = self.region.settings.choose, self.region.settings.num_pairs
@@ -149,11 +148,6 @@ class LocalPairs:
         """Remember the pairs for ``update=False``; the next call draws others."""
         floor = self.region.resolution.floor
         state.advance(carried._replace(memory={}), floor, batch.finite.all(), valid=batch.valid)
-
-
-def finite_copy(x: Tensor) -> Tensor:
-    """Return x with zeros for NaN and infinity."""
-    return x.nan_to_num(0.0, 0.0, 0.0)
 
 
 def that_count(x: Tensor, side: SideRows, valid: Tensor | None, number: int) -> tuple[Tensor, SideRows]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.call.state import PenaltyState
+from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.call.state_checks import check_saved
 from torchlipreg.distributed import gather_objects, rank, world_size
 from torchlipreg.geometry.pairs import PairSet
@@ -28,6 +28,7 @@ def to_dict(state: PenaltyState) -> dict[str, Any]:
             "`penalty.synchronize()` on every rank just before."
         )
     return {
+        "radius": state.radius,
         "calls": state.calls,
         "floor": state.floor,
         "estimate": state.estimate.detach().cpu().clone(),
@@ -64,12 +65,19 @@ def from_dict(saved: dict[str, Any], identity: dict[str, Any]) -> PenaltyState:
             )
     check_saved(saved)
     own = _deal(saved["ranks"], saved["owner"])
-    pairs = None if own["pairs"] is None else PairSet(**own["pairs"])
-    memory = {name: PairSet(**value) for name, value in own["ascent"].items()}
+    last = None
+    if own["pairs"] is not None:
+        memory = {name: PairSet(**value) for name, value in own["ascent"].items()}
+        last = Carried(PairSet(**own["pairs"]), memory, own["side"])
     # Where a rank has no pairs yet, all ranks look at their next batch as at the first, together.
     floor = saved["floor"] if _enough_for_all(saved["ranks"], saved["owner"]) else None
     return PenaltyState(
-        saved["calls"], floor, pairs, memory, own["side"], stuck=own["stuck"], estimate=saved["estimate"].clone()
+        saved["calls"],
+        saved["radius"],
+        floor,
+        last,
+        stuck=own["stuck"],
+        estimate=saved["estimate"].clone(),
     )
 
 
@@ -79,12 +87,13 @@ def _nothing() -> dict[str, Any]:
 
 def of_this_rank(state: PenaltyState) -> dict[str, Any]:
     """Return this rank's pairs and what belongs to them, on the CPU; nothing for local methods."""
-    if state.stuck is None or state.pairs is None:
+    if state.stuck is None or state.last is None:
         return _nothing()
+    pairs, memory, side = state.last
     return {
-        "pairs": _copy(state.pairs),
-        "ascent": {name: _copy(value) for name, value in state.memory.items()},
-        "side": {name: value.to("cpu", copy=True) for name, value in state.side.items()},
+        "pairs": _copy(pairs),
+        "ascent": {name: _copy(value) for name, value in memory.items()},
+        "side": {name: value.to("cpu", copy=True) for name, value in side.items()},
         "stuck": state.stuck.cpu().clone(),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -68,11 +68,10 @@ class Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        check_choice("method", self.method, ("max", "sum", "tv", "ptv"))
+        for name, choices in (("method", Method), ("exponent", Exponent), ("stochastic", Stochastic)):
+            check_choice(name, getattr(self, name), get_args(choices))
         check_norm("input_norm", self.input_norm)
         check_norm("output_norm", self.output_norm)
-        check_choice("exponent", self.exponent, (1, 2))
-        check_choice("stochastic", self.stochastic, ("refuse", "same"))
         if self.radius is None and not self.persistent:
             self._fill("radius", RADIUS)
         self._fill("radius", self.check_radius(self.radius))
@@ -81,7 +80,7 @@ class Settings:
         self._fill("normalization", None if units is None else tuple(units))  # plain values, which go into a state
         if self.ascent is None:
             self._fill("ascent", "sgd" if self.persistent else "power")
-        check_choice("ascent", self.ascent, ("power", *STEP_SIZES))
+        check_choice("ascent", self.ascent, get_args(Ascent))
         if self.num_pairs is None and self.persistent:
             self._fill("num_pairs", NUM_PAIRS)
         if self.num_pairs is not None:

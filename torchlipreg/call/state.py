@@ -24,13 +24,18 @@ class Carried(NamedTuple):
 
     Attributes:
         pairs: Shape (N, *).
-        memory: The ascent rule's; none for local methods.
+        memory: The ascent rule's.
         side: What else the model takes, with a row for each pair: both its points are seen with it.
     """
 
     pairs: PairSet
     memory: Memory
     side: SideRows
+
+    def to(self, device: torch.device) -> Carried:
+        """Return them on a device."""
+        memory = {name: value.to(device) for name, value in self.memory.items()}
+        return Carried(self.pairs.to(device), memory, {name: value.to(device) for name, value in self.side.items()})
 
     def where(self, keep: Tensor, other: Carried) -> Carried:
         """Return this where ``keep``, shape (N,), is true, and the other elsewhere."""
@@ -47,11 +52,11 @@ class PenaltyState:
 
     Attributes:
         calls: Calls that moved the pairs or were skipped by ``interval``.
+        radius: ε as the user has it now; None for pairs of different data points.
         floor: Smallest distance in the input norm that the dtype resolves; None before the first batch was seen.
-        pairs: The last call's pairs. Saved only if persistent, that is, if ``stuck`` is set.
-        memory: The ascent rule's; none for local methods.
-        side: What else the model takes, with a row for each pair.
-        valid: Which pairs of a local method count, shape (num_pairs,), bool: not those of rows that were not finite.
+        last: The last call's pairs, without memory for local methods; None before the first call. Saved only if
+            persistent, that is, if ``stuck`` is set.
+        valid: Which pairs of a local method count, shape (N,), bool: not those of rows that were not finite.
         stuck: Persistent pairs to draw anew in the next call, shape (num_pairs,), bool; None for local methods.
         estimate: The largest quotient of the last call, 0-dim.
         gathered: The pairs of all ranks, for the next saving; None if they moved since they were gathered.
@@ -59,10 +64,9 @@ class PenaltyState:
     """
 
     calls: int = 0
+    radius: float | None = None
     floor: float | None = None
-    pairs: PairSet | None = None
-    memory: Memory = field(default_factory=dict)
-    side: SideRows = field(default_factory=dict)
+    last: Carried | None = None
     valid: Tensor | None = None
     stuck: Tensor | None = None
     estimate: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float32))
@@ -74,14 +78,11 @@ class PenaltyState:
     @property
     def names_of_rows(self) -> Collection[str] | None:
         """What persistent pairs keep of the side inputs; None before there are any, and for local methods."""
-        return None if self.stuck is None else self.side.keys()
+        return None if self.stuck is None or self.last is None else self.last.side.keys()
 
     def on(self, device: torch.device) -> Carried | None:
         """Return the pairs and what belongs to them on a device; None before the first call."""
-        if self.pairs is None:
-            return None
-        memory = {name: value.to(device) for name, value in self.memory.items()}
-        return Carried(self.pairs.to(device), memory, {name: value.to(device) for name, value in self.side.items()})
+        return None if self.last is None else self.last.to(device)
 
     def advance(
         self,
@@ -95,14 +96,14 @@ class PenaltyState:
         """Note the outcome of a call that moved the pairs."""
         self._finite = finite if self._finite is None else finite & self._finite.to(finite.device)
         self.calls, self.floor = self.calls + 1, floor
-        self.pairs, self.memory, self.side = carried
-        self.valid, self.stuck, self.gathered = valid, stuck, None
+        self.last, self.valid, self.stuck, self.gathered = carried, valid, stuck, None
 
-    def replace(self, pairs: PairSet, memory: Memory, *, redraw: bool) -> None:
+    def replace(self, carried: Carried, *, redraw: bool) -> None:
         """Let other pairs stand for those of the last call, which the next one may draw anew."""
-        self.pairs, self.memory, self.gathered = pairs, memory, None
+        self.last, self.gathered = carried, None
         if redraw:
-            self.stuck = torch.ones(len(pairs.x), dtype=torch.bool, device=pairs.x.device)
+            x = carried.pairs.x
+            self.stuck = torch.ones(len(x), dtype=torch.bool, device=x.device)
 
     def warn_of_nonfinite(self) -> None:
         """Warn if a batch since the last time of asking was not finite. Synchronises with the GPU."""

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchlipreg.geometry.ascent import Rule
+from torchlipreg.geometry.pairs import PairSet
+from torchlipreg.geometry.rules import SGD, Adam, Nesterov, Power
+
 FIELDS = ("pairs", "ascent", "side", "stuck")  # of each rank
 
 
-# What each ascent rule remembers of a pair: the keys of its ``start``.
-MEMORY: dict[str, set[str]] = {
-    "power": set(),
-    "sgd": {"velocity"},
-    "nesterov": {"previous", "lambda"},
-    "adam": {"first", "second", "count"},
-}
+ONE = PairSet(torch.zeros(1, 1, device="cpu"), torch.zeros(1, 1, device="cpu"))
+RULES: dict[str, Rule] = {"power": Power(2, anchored=True), "sgd": SGD(1, 0), "nesterov": Nesterov(1), "adam": Adam(1)}
+MEMORY = {name: set(rule.start(ONE)) for name, rule in RULES.items()}  # what each remembers of a pair
 
 
 def check_saved(saved: dict[str, Any]) -> None:

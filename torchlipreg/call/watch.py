@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class Watch:
         self.share: float | None = None
         self._calls = 0
         self._agreeing = dict.fromkeys(("rounded", "inert", "ruinous"), 0)
-        self._look: _Look | None = None
+        self._taken: _Taken | None = None
         self._followed: _Look | None = None
         self._later = Later()
 
@@ -70,14 +70,14 @@ class Watch:
         """
         self.collect()
         weights = nearest_weights(value, WEIGHTS)
-        if weights:
-            # retain_graph: statistics of BatchNorm that follow the batch share their graph with the training's.
-            with set_aside(weights):
-                gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-            known = [(w, _real(g)) for w, g in zip(weights, gradients, strict=True) if g is not None]
-            if known:
-                weights, seen = [w for w, _ in known], [g for _, g in known]
-                self._look = _Look(weights, seen, variance_of(_real(fx)), rounding)
+        if not weights:
+            return
+        # retain_graph: statistics of BatchNorm that follow the batch share their graph with the training's.
+        with set_aside(weights):
+            gradients = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+        known = {w: _real(g) for w, g in zip(weights, gradients, strict=True) if g is not None}
+        if known:
+            self._taken = _Taken([*known], [*known.values()], _variance_of(_real(fx)), rounding)
 
     def follow(self, penalty: Tensor, factor: float, interval: int, *, again: bool = False) -> None:
         """Read the sum with the task's gradient in the backward that the penalty takes part in, if this call looked.
@@ -88,14 +88,13 @@ class Watch:
             interval: How many calls' worth of it the loop gets.
             again: At the last call's pairs, as in a closure: that call's own value may meet no backward.
         """
-        look, self._look = self._look, None
+        taken, self._taken = self._taken, None
         if again and penalty.requires_grad and self._followed is not None:
             self._followed.follow(penalty)
-        if look is not None and penalty.requires_grad:
+        if taken is not None and penalty.requires_grad:
             if self._followed is not None:
                 self._followed.unhook()  # if there was no backward
-            look.hook(penalty, factor, interval, self._note)
-            self._followed = look
+            self._followed = _Look(taken, penalty, factor, interval, self._note)
 
     def collect(self) -> None:
         """Take in the last look's share, if the device has it ready."""
@@ -124,20 +123,29 @@ class Watch:
         self._later.send(found)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_look": None, "_followed": None}  # their hooks are on another model
+        return {**self.__dict__, "_taken": None, "_followed": None}  # their hooks are on another model
+
+
+class _Taken(NamedTuple):
+    """The penalty's gradient at some weights, nearest to the output first, and what to compare it with."""
+
+    weights: list[Tensor]
+    gradients: list[Tensor]
+    variance: Tensor
+    rounding: Tensor
 
 
 class _Look:
     """One look: the penalty's gradient is known, the sum with the task's comes with the loop's backward."""
 
-    def __init__(self, weights: list[Tensor], gradients: list[Tensor], variance: Tensor, rounding: Tensor) -> None:
-        self.weights, self.gradients, self.variance, self.rounding = weights, gradients, variance, rounding
+    def __init__(
+        self, taken: _Taken, penalty: Tensor, factor: float, interval: int, note: Callable[[Tensor], None]
+    ) -> None:
+        self.weights, self.gradients, self.variance, self.rounding = taken
+        self.factor, self.interval, self.note = factor, interval, note
         self.task: dict[int, Tensor] = {}
         self.done: set[int] = set()
         self.loss_scale: Tensor | None = None  # ∂ loss / ∂ penalty: loss scaling and accumulation are in it
-
-    def hook(self, penalty: Tensor, factor: float, interval: int, note: Callable[[Tensor], None]) -> None:
-        self.factor, self.interval, self.note = factor, interval, note
         self.handles: list[Any] = []
         self.follow(penalty)
         for i, weight in enumerate(self.weights):
@@ -184,7 +192,7 @@ def _norm(gradients: list[Tensor]) -> Tensor:
     return torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
 
 
-def variance_of(outputs: Tensor) -> Tensor:
+def _variance_of(outputs: Tensor) -> Tensor:
     """Return the mean square of the outputs' distance from their mean, 0-dim."""
     return as_rows(outputs - outputs.mean(0)).square().sum(1).mean()
 

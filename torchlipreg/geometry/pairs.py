@@ -1,4 +1,4 @@
-"""PairSet: the finite set X_lip of input pairs: birth from data or in a ball, bounds, re-seeding."""
+"""PairSet: the finite set X_lip of input pairs: birth from data or in a ball, bounds."""
 
 from __future__ import annotations
 
@@ -71,6 +71,16 @@ def all_finite(x: Tensor) -> Tensor:
     """Return, for each row of x, shape (N, *), whether its sum, and so each coordinate, is finite: shape (N,)."""
     sums = as_rows(x).sum(1)
     return sums - sums == 0  # ∞ − ∞ is NaN; a tenth of the time of x.isfinite().all(1) on a CPU
+
+
+def finite_copy(x: Tensor) -> Tensor:
+    """Return x with zeros for NaN and infinity."""
+    return x.nan_to_num(0.0, 0.0, 0.0)
+
+
+def at_least_one(x: Tensor) -> Tensor:
+    """Return x, shape (N, *), or a row of zeros without one: a rank without data runs as many forwards as others."""
+    return x if len(x) else x.new_zeros(1, *x.shape[1:])
 
 
 def draw_rows(x: Tensor, count: int, generator: torch.Generator) -> Tensor:

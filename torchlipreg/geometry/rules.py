@@ -1,4 +1,4 @@
-"""How to step uphill: power steps, SGD with momentum, Nesterov, Adam: each one rule for :func:`ascent.ascend`."""
+"""How to step uphill: power steps, SGD with momentum, Nesterov, Adam: each one rule for ``ascent.ascend``."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
 GAP = 1e3  # how far masks are above all else
 
 
@@ -35,6 +36,11 @@ def differs(y: Tensor, again: Tensor, tolerance: float) -> Tensor:
     scale = torch.maximum(_finite_size(y), without_masks(y).abs().amax())
     is_near = (y - again).abs() <= tolerance * scale
     return (y != again) & ~is_near & ~(y.isnan() & again.isnan())
+
+
+def close(y: Tensor, again: Tensor, tolerance: float = TOLERANCE) -> bool:
+    """Say whether two values at the same points are equal, but for rounding."""
+    return y.shape == again.shape and not bool(differs(y, again, tolerance).any())
 
 
 def _finite_size(y: Tensor) -> Tensor:

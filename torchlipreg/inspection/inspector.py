@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchlipreg.inspection.closeness import differs
+from torchlipreg.geometry.pairs import finite_copy
+from torchlipreg.inspection.closeness import TOLERANCE, close, differs
 from torchlipreg.inspection.identity import identity, roots_of
 from torchlipreg.inspection.operations import NARROW, Observer, Weights, Writes, observing
-from torchlipreg.inspection.probes import close, half, of_gradient, of_norms, of_other_rows, value_at
-from torchlipreg.inspection.reuse import AGAIN, TOLERANCE
+from torchlipreg.inspection.probes import half, of_gradient, of_norms, of_other_rows, value_at
+from torchlipreg.inspection.reuse import AGAIN
 from torchlipreg.inspection.seen import WRITTEN, Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.internals.randomness import forked, generator_states
@@ -65,27 +66,27 @@ class Inspector:
         Returns:
             What was seen, kept for ``known``.
         """
-        f, x, key = f.uncompiled(), x.nan_to_num(0.0, 0.0, 0.0), identity(model)  # which a forward may change
-        with f.eagerly(), f.meeting(), forked(x.device):
-            f.watch_traces()
+        f, x, key = f.uncompiled(), finite_copy(x), identity(model)  # which a forward may change
+        with f.eagerly(), f.state.meeting(), forked(x.device):
+            f.state.watch_traces()
             before, weights = generator_states(x.device), Weights(model)
-            observer, writes = Observer(), Writes(f.private_tensors())
+            observer, writes = Observer(), Writes(f.state.private_tensors())
             with observing(f, observer, writes):
                 y = f(x).detach()
-            stateful, draws = f.left_something(), not torch.equal(before, generator_states(x.device))
-            drifts = stateful and (f.is_sharded or not torch.equal(y, f(x).detach()))
-            f.set_stateful(stateful)
+            stateful, draws = f.state.left_something(), not torch.equal(before, generator_states(x.device))
+            drifts = stateful and (f.state.is_sharded or not torch.equal(y, f(x).detach()))
+            f.state.stateful = stateful
             again = f(x).detach()
-            seen_all = None if f.is_sharded else y  # where FSDP shards, no operation is seen
-            error = None if close(y, again, TOLERANCE) else random_values(observer.drawn, seen_all, again)
+            seen_all = None if f.state.is_sharded else y  # where FSDP shards, no operation is seen
+            error = None if close(y, again) else random_values(observer.drawn, seen_all, again)
             error = error if y.isfinite().all() else not_finite(y)
             whole = part is not None and value_at(part.uncompiled(), x[: half(x)]) is None
             with observing(f, writes):  # at points where the loop's forward has not written the same
                 coupled, varies = of_other_rows(f, x, y, 32 * COUPLING if observer.dtype in NARROW else COUPLING)
-            graph, no_path, flat = of_gradient(f, x, y) if gradient and not f.is_sharded else (True, False, False)
+            graph, no_path, flat = of_gradient(f, x, y) if gradient and not f.state.is_sharded else (True, False, False)
             norms = of_norms(f, x) if follow and f.follows else None
         sure = error is None
-        coupled = coupled or f.norms.depends_on_batch  # be its effect zero at first, or a batch of one
+        coupled = coupled or f.state.norms.depends_on_batch  # be its effect zero at first, or a batch of one
         seen = Seen(
             dtype=observer.dtype or compute_dtype(model, x),
             stateful=stateful,
@@ -99,7 +100,7 @@ class Inspector:
             whole=whole,
             written=writes.lasting or (weights.replaced if sure else None),
             norms=norms,
-            reruns=f.reruns,
+            reruns=f.state.reruns,
             with_gradient=gradient,
         )
         self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
@@ -130,7 +131,7 @@ class Inspector:
             ValueError: If the model takes no other number of points than N.
         """
         with f.eagerly(), forked(x.device):
-            f(torch.cat([x, x]).nan_to_num(0.0, 0.0, 0.0))
+            f(finite_copy(torch.cat([x, x])))
 
     def due(self) -> bool:
         """Count a call, and say whether to look again in it.
@@ -142,10 +143,8 @@ class Inspector:
             ValueError: If an earlier look has found two values at the same points.
         """
         self._calls += 1
-        if self._later.pending:
-            found = self._later.take()
-            if found is not None and found[0]:
-                raise ValueError(random_values(None, None, None))
+        if self._later.take_flag():
+            raise ValueError(random_values(None, None, None))
         return self._calls % AGAIN == 0
 
     def look_again(self, model: Callable[..., Any], f: FixedFunction, x: Tensor) -> str | None:
@@ -162,18 +161,18 @@ class Inspector:
         Returns:
             What the user should know, if anything.
         """
-        if f.is_sharded:
+        if f.state.is_sharded:
             return None
-        with f.eagerly(), f.meeting(), forked(x.device):
+        with f.eagerly(), f.state.meeting(), forked(x.device):
             f = f.uncompiled().unseeded()  # torch warns of global hooks on its wrapper
-            f.watch_traces()
-            writes, weights = Writes(f.private_tensors()), Weights(model)
+            f.state.watch_traces()
+            writes, weights = Writes(f.state.private_tensors()), Weights(model)
             with observing(f, writes):
                 y = f(x).detach()
-            if f.left_something():  # it began to: from here on each forward starts from the same
+            if f.state.left_something():  # it began to: from here on each forward starts from the same
                 self.note(model, stateful=True, drifts=True)
-                f.set_stateful(True)
+                f.state.stateful = True
             again = f(x).detach()
-            self._later.send(differs(y, again, TOLERANCE).any().float().reshape(1))
+            self._later.send_flag(differs(y, again, TOLERANCE).any())
         written = writes.lasting or weights.replaced
         return None if written is None else WRITTEN.format(written)

@@ -28,7 +28,7 @@ def observing(f: FixedFunction, *observers: TorchDispatchMode) -> Iterator[None]
     """Let observers see each operation of the forwards inside, which run eagerly; where FSDP shards, they see none."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(f.eagerly())
-        for observer in () if f.is_sharded else observers:
+        for observer in () if f.state.is_sharded else observers:
             stack.enter_context(observer)
         yield
 

@@ -5,20 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchlipreg.inspection.closeness import differs
+from torchlipreg.inspection.closeness import close
 from torchlipreg.inspection.operations import Reads, observing
-from torchlipreg.inspection.reuse import TOLERANCE
 from torchlipreg.model.function import FixedFunction
 
 
 def half(x: Tensor) -> int:
     """Return how many rows the first half of x, shape (N, *), has."""
     return (len(x) + 1) // 2
-
-
-def close(y: Tensor, again: Tensor, tolerance: float) -> bool:
-    """Say whether two values at the same points are equal, but for rounding."""
-    return y.shape == again.shape and not bool(differs(y, again, tolerance).any())
 
 
 def of_other_rows(f: FixedFunction, x: Tensor, y: Tensor, tolerance: float) -> tuple[bool, bool]:
@@ -48,16 +42,16 @@ def of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool, boo
     if slope is not None:
         return True, False, not slope.any()
     elsewhere = value_at(f, torch.zeros_like(x))
-    return value.requires_grad, elsewhere is None or not close(y, elsewhere, TOLERANCE), False
+    return value.requires_grad, elsewhere is None or not close(y, elsewhere), False
 
 
 def of_norms(f: FixedFunction, x: Tensor) -> str | None:
     """Return what to tell of norms in train mode: that statistics are held which are read, but do not follow x."""
-    reads = Reads(f.norms.statistics())
+    reads = Reads(f.state.norms.statistics())
     with torch.enable_grad(), observing(f, reads):
         f.follow_statistics(x)
-    f.norms.hold_those_read(reads.of)
-    return f.norms.caution()
+    f.state.norms.hold_those_read(reads.of)
+    return f.state.norms.caution()
 
 
 def value_at(f: FixedFunction, x: Tensor) -> Tensor | None:

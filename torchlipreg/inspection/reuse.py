@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from torchlipreg.distributed import largest
+from torchlipreg.geometry.pairs import at_least_one
 from torchlipreg.geometry.units import HALF
-from torchlipreg.inspection.closeness import differs
+from torchlipreg.inspection.closeness import TOLERANCE, differs
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.internals.to_host import Later
 from torchlipreg.model.parts.side import SideRows
 from torchlipreg.outputs import default_output
 
 SOON, AGAIN = 4, 64  # calls to the second look, to each from then on; in between at 8, 16 and 32
-TOLERANCE = 1e-5  # relative to the largest output: float32 kernels differ by less, bfloat16 by far more
 
 
 class LoopOutputs(NamedTuple):
@@ -70,9 +70,7 @@ class OutputReuse:
         self._calls = 0
         self._later = Later()
 
-    def allowed(
-        self, f: FixedFunction, loop: LoopOutputs, *, needs_gradient: bool = True, drifts: bool = False
-    ) -> bool:
+    def allowed(self, f: FixedFunction, loop: LoopOutputs, *, may_serve: bool) -> bool:
         """Say whether ``loop.y`` may be used for f(x).
 
         Reads tensor values only when the model's training flags, autocast or a shape differ from the last call's.
@@ -80,9 +78,8 @@ class OutputReuse:
         Args:
             f: The model as a fixed function.
             loop: The loop's inputs and outputs.
-            needs_gradient: Whether f(x) has to carry a gradient, as it does unless it is a mere target.
-            drifts: Whether each forward changes the function, if only by less than a comparison shows: the loop's was
-                another one.
+            may_serve: Not ruled out by what a comparison of values does not show: a function that each forward
+                changes, a gradient that f(x) needs and ``loop.y`` has not.
 
         Returns:
             True if ``loop.y`` is f(x), gradient included.
@@ -90,11 +87,10 @@ class OutputReuse:
         Raises:
             ValueError: If ``loop.y`` has another shape than f(x).
         """
-        (x, y, side, rounded, pulls), found = loop, f.found
-        usable = not (drifts or found.inexact or x.device.type in found.autocast)
-        usable = usable and (not needs_gradient or (y.requires_grad and not pulls))
+        (x, y, side, rounded, _), found = loop, f.state.found
+        usable = may_serve and not (found.inexact or x.device.type in found.autocast)
         usable = usable and not rounded and y.dtype in (torch.float32, torch.float64)
-        sharded = f.is_sharded
+        sharded = f.state.is_sharded
         # Where a forward is a collective, nothing that differs between ranks, as shapes may, decides on one.
         signature = (found, usable, sharded or (x.shape[1:], y.shape[1:]))
         if signature != self._signature:
@@ -112,16 +108,16 @@ class OutputReuse:
         """Compare the values now and then; go by the last outcome that has arrived."""
         self._calls += 1
         soon = SOON <= self._calls < AGAIN and self._calls & (self._calls - 1) == 0
-        if (arrived := self._later.take()) is not None and arrived[0]:
+        if self._later.take_flag():
             self.verdict = False
         elif soon or self._calls % AGAIN == 0:
-            self._later.send(self._compare(f, x, y)[0].float().reshape(1))
+            self._later.send_flag(self._compare(f, x, y)[0])
 
     @staticmethod
     def _compare(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Say whether the values differ, and whether they are the same for every x: 0-dim, bool."""
         if len(x) == 0:  # the other ranks run a forward
-            f.of_normalized(x.new_zeros(1, *x.shape[1:]))
+            f.of_normalized(at_least_one(x))
             return x.new_zeros((), dtype=torch.bool), x.new_zeros((), dtype=torch.bool)
         # Not under no_grad, for which torch.compile would make another graph.
         exact = f.of_normalized(x.detach().clone()).detach()

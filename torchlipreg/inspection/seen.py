@@ -47,12 +47,16 @@ class Seen(NamedTuple):
     with_gradient: bool
     surrogate: bool | None = None
 
-    def cautions(self) -> list[str]:
-        """Return what the user should know of such a model."""
-        # Without any graph an ascent will not go, and say so.
-        told = ((COUPLED_ROWS, self.coupled), (HIDDEN_INPUT, self.no_path and self.graph), (FLAT, self.flat))
-        cautions = [text for text, holds in told if holds]
-        return cautions if self.written is None else [*cautions, WRITTEN.format(self.written)]
+    def cautions(self) -> dict[str, str]:
+        """Return what the user should know of such a model, by what it is about: each is told once."""
+        found = {
+            "coupled": COUPLED_ROWS if self.coupled else None,
+            "hidden": HIDDEN_INPUT if self.no_path and self.graph else None,  # without a graph an ascent says so
+            "flat": FLAT if self.flat else None,
+            "written": self.written and WRITTEN.format(self.written),
+            "norms": self.norms,
+        }
+        return {about: text for about, text in found.items() if text}
 
 
 COUPLED_ROWS = (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torchlipreg.geometry.derivative import directional_derivative, pull_back
 from torchlipreg.geometry.norms import as_rows, per_row, rescale, row_norm
+from torchlipreg.geometry.pairs import at_least_one, finite_copy
 from torchlipreg.inspection.operations import Observer, observing
 from torchlipreg.model.function import FixedFunction
 from torchlipreg.model.internals.randomness import forked
@@ -51,8 +52,7 @@ def has_surrogate(
         OutOfMemoryError: If its copy in float64 does not fit.
     """
     rows, rng = slice(ROWS), torch.Generator(x.device).manual_seed(0)
-    x = x[rows] if len(x) else x.new_zeros(1, *x.shape[1:])  # other ranks run as many forwards
-    x = x.detach().nan_to_num(0.0, 0.0, 0.0)
+    x = finite_copy(at_least_one(x[rows]).detach())
     try:
         with torch.no_grad(), forked(x.device), in_float64() as f:
             f = f.with_rows(_in_float64(take_rows(side or {}, rows)))

@@ -72,6 +72,7 @@ def fixed_function(
     Raises:
         TypeError: If the model is not callable, or scripted.
         ValueError: If a lazy module has no parameters yet.
+        RuntimeError: If ``eager`` is asked of a model in FSDP1.
 
     Yields:
         A function from inputs, shape (N, *), to outputs, shape (N, *), float32 or float64. It overwrites neither

@@ -40,7 +40,7 @@ class FrozenState:
         found: The model outside.
         is_sharded: FSDP shards the model.
         met_inexact: A module that was not found has run, with which the loop's outputs are not those of f.
-        reruns: A module has run in a backward, and in no checkpoint.
+        reruns: A module has run in a backward of this function, and in no checkpoint.
         norms: BatchNorm whose statistics follow a batch, and norms that give reason for caution.
         stateful: Each forward starts from the frozen values, because one leaves something for the next.
         per_position: The last output was one for each position.
@@ -170,13 +170,18 @@ class FrozenState:
             of_module = self.norms.frozen_buffers(m)
             m.__dict__["_buffers"] = {name: None if b is None else once(copies, b, b.clone) for name, b in of_module}
 
+    def watch_traces(self) -> None:
+        """Note what the next forward starts from, with copies that it may write."""
+        self.copy_tensors()
+        self.note_start()
+
     def private_tensors(self) -> list[Tensor]:
         """Return the clones that forwards may write."""
         buffers = [b for m in self.buffers for b in m.__dict__["_buffers"].values() if b is not None]
         return buffers + self._plain.copies
 
     def left_something(self) -> bool:
-        """Say whether forwards have changed attributes, buffers or what hooks collect."""
+        """Say whether forwards since ``watch_traces`` have left something on modules, or where hooks collect."""
         written = any(t._version > 0 for t in self.private_tensors())
         return written or (self._start is not None and self._start.differs())
 

@@ -25,11 +25,6 @@ class Later:
         event.record()
         self._pending = (host, event)
 
-    @property
-    def pending(self) -> bool:
-        """Whether numbers were sent that have not been taken."""
-        return self._pending is not None
-
     def take(self) -> list[float] | None:
         """Return the numbers if they have arrived, once; None otherwise."""
         if self._pending is None or (self._pending[1] is not None and not self._pending[1].query()):
@@ -37,6 +32,15 @@ class Later:
         numbers, self._pending = self._pending[0], None
         arrived: list[float] = numbers.tolist()
         return arrived
+
+    def send_flag(self, flag: Tensor) -> None:
+        """Send a truth value, 0-dim."""
+        self.send(flag.float().reshape(1))
+
+    def take_flag(self) -> bool:
+        """Say whether a truth value has arrived, and is true."""
+        found = self.take()
+        return found is not None and bool(found[0])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_pending": None}  # an event cannot be copied

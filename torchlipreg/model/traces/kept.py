@@ -118,26 +118,30 @@ class Kept(Records):
         elif self._count > MOST:
             self.may_hold_more = True
             return
-        found = attributes_of(value) if kind not in HOLDING else []
+        attributes = [] if kind in HOLDING else attributes_of(value)
         if issubclass(kind, HOLDING):
             self._noted.add(id(value))
             self._note_container(value, depth)
         elif is_array(value):
-            if value.size <= self._room:
-                self._room -= value.size
-                self.arrays.append((value, value.copy()))
-        elif not found:
-            self.may_hold_more = self.may_hold_more or not (
-                issubclass(kind, INERT) or (kind is FunctionType and _is_open(value))
-            )
-        if found:
+            self._note_array(value)
+        elif not attributes and not issubclass(kind, INERT) and not (kind is FunctionType and _is_open(value)):
+            self.may_hold_more = True
+        if attributes:
             self._noted.add(id(value))
-            if any(len(of) < MANY and is_shared(list(of.values())) for of in found):  # another thread may write there
-                self.may_hold_more = True
-                self.unregistered += [held for of in found for held in of.values() if issubclass(type(held), nn.Module)]
-                return
-            for attributes in found:
-                self._note_attributes(attributes, depth)
+            self._note_object(attributes, depth)
+
+    def _note_array(self, value: Any) -> None:
+        if value.size <= self._room:
+            self._room -= value.size
+            self.arrays.append((value, value.copy()))
+
+    def _note_object(self, parts: list[Attributes], depth: int) -> None:
+        if any(len(part) < MANY and is_shared(list(part.values())) for part in parts):  # another thread may write there
+            self.may_hold_more = True
+            self.unregistered += [held for part in parts for held in part.values() if issubclass(type(held), nn.Module)]
+            return
+        for part in parts:
+            self._note_attributes(part, depth)
 
     def _note_container(self, value: Any, depth: int) -> None:
         kind = kind_of(value)

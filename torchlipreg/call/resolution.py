@@ -1,47 +1,54 @@
-"""The first batch, whose values alone are looked at: may pairs start from it, and how fine are they?"""
+"""The resolution of a call: ε, and the distance that the dtype resolves, on which the first batch decides."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from torchlipreg.call.settings import Settings
+from torchlipreg.call.state import PenaltyState
 from torchlipreg.distributed import largest_or_raise
 from torchlipreg.geometry.norms import row_norm
 from torchlipreg.geometry.quotient import Resolution, distance_floor
+from torchlipreg.inspection.seen import Seen
 from torchlipreg.tensor_checks import check_values
 
 ANOTHER = 8  # times the floor, or more: another precision; less is the scale of another batch
 
 
-def first_look(
-    settings: Settings,
-    radius: float | None,
-    dtype: torch.dtype,
-    points: Tensor,
-    error: Exception | None,
-    warn: Callable[[str], None],
-) -> Resolution:
-    """Check the values of the first batch, and return ε with the smallest distance that the dtype resolves there.
-
-    Collective: all ranks look at theirs, and go by the largest.
+def resolution_of(settings: Settings, state: PenaltyState, seen: Seen, points: Tensor) -> Resolution:
+    """Return ε and the floor; the first batch's values are looked at, and may be refused.
 
     Args:
         settings: Of the penalty.
-        radius: ε as the user has it; None for pairs of different data points.
-        dtype: In which the model computes.
+        state: Of the penalty.
+        seen: What was seen of the model.
         points: Shape (N, *), in raw units.
-        error: Of this rank, found before; None without.
-        warn: Told if ε is not resolved.
-
-    Returns:
-        The resolution.
 
     Raises:
-        ValueError: If the values are not finite or outside the bounds, or the batch is too small.
+        ValueError: If the model was refused, or the first batch is.
     """
+    error = None if seen.error is None else ValueError(seen.error)
+    if state.floor is None:
+        return _first(settings, state, seen.dtype, points, error)
+    if error is not None:
+        raise error
+    resolution = Resolution(state.radius, state.floor)
+    if not (settings.one_sided and resolution.limit):
+        return resolution
+    state.warn_once(
+        f"`radius`={state.radius:g} has fallen under what the model's dtype resolves for such inputs, "
+        f"{state.floor:.2g}, where with `one_sided`=True it is held: a derivative has no f(x) to hold as a target.",
+        key="held",
+    )
+    return Resolution(state.floor, state.floor)
+
+
+def _first(
+    settings: Settings, state: PenaltyState, dtype: torch.dtype, points: Tensor, error: Exception | None
+) -> Resolution:
+    """Check the values of the first batch. Collective: all ranks look at theirs, and go by the largest."""
+    radius = state.radius
     try:
         check_values("x", points, settings.bounds)
         check_first_batch(settings, radius, points)
@@ -55,36 +62,29 @@ def first_look(
             f"{scale:.3g}, {floor:.2g}, but got {radius:g}: a derivative has no f(x) to hold as a target."
         )
     if radius is not None and 0 < radius < floor:
-        warn(
+        state.warn_once(
             f"`radius`={radius:g} is less than {dtype} resolves for inputs of norm {scale:.3g} ({floor:.2g}): "
             "the limit ε → 0, the directional derivative, is computed instead. Pass radius=0 to ask for it."
         )
     return Resolution(radius, floor)
 
 
-def look_at_precision(
-    settings: Settings,
-    radius: float | None,
-    floor: float,
-    dtype: torch.dtype,
-    points: Tensor,
-    warn: Callable[[str], None],
-) -> None:
+def look_at_precision(settings: Settings, state: PenaltyState, dtype: torch.dtype, points: Tensor) -> None:
     """Warn of a later model that computes in less precision than the first, by which ε was judged.
 
     Args:
         settings: Of the penalty.
-        radius: ε as the user has it; None for pairs of different data points.
-        floor: What the first model resolves.
-        dtype: In which this one computes.
+        state: Of the penalty.
+        dtype: In which this model computes.
         points: Shape (N, *), in raw units.
-        warn: Told if ε lies between.
     """
+    if state.floor is None:
+        return
     needed = distance_floor(dtype, float(_mean_norm(settings, points)))
-    if needed > ANOTHER * floor and (radius is None or floor <= radius < needed):
-        warn(
+    if needed > ANOTHER * state.floor and (state.radius is None or state.floor <= state.radius < needed):
+        state.warn_once(
             f"This model computes in {dtype}, which resolves distances from {needed:.2g} on, and this penalty met "
-            f"another first, or resumed from another, which resolves {floor:.2g}: quotients of closer pairs are "
+            f"another first, or resumed from another, which resolves {state.floor:.2g}: quotients of closer pairs are "
             "rounding errors. Give models of another precision a penalty of their own."
         )
 

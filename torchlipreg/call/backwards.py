@@ -1,0 +1,62 @@
+"""Backwards: what they tell: is the penalty in the loss, and on which of a step's calls does ``interval`` fall?"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from torchlipreg.call.state import PenaltyState
+
+UNADDED = 400  # computed calls after which a penalty that nobody has added to a loss is told
+ENOUGH = 8  # backwards that agree
+
+
+class Backwards:
+    """Sees the backwards that come through what calls return, and counts the calls from one that computes to its own.
+
+    Args:
+        interval: Of the penalty.
+
+    Attributes:
+        any: One has ever come.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self._interval, self.any = interval, False
+        self._without = 0  # calls whose value none has come through
+        self._calls = self._agreeing = 0  # in a step; steps with as many
+
+    def start_anew(self) -> None:
+        """Forget the calls that met none: a state was loaded."""
+        self._without = 0
+
+    def follow(self, penalty: Tensor, state: PenaltyState, *, moves: bool) -> None:
+        """Wait for the backward of what a call returns, which has not been noted in the state."""
+        self._without += moves and penalty.requires_grad
+        if penalty.requires_grad and (not self.any or self._interval > 1):
+            note = partial(self._note, state, state.calls, counts=moves)
+            penalty.register_hook(note)  # type: ignore[no-untyped-call]
+
+    def _note(self, state: PenaltyState, call: int, gradient: Tensor, *, counts: bool) -> None:
+        self.any = True
+        if counts:
+            calls = state.calls - call
+            self._agreeing = self._agreeing + 1 if calls == self._calls else 1
+            self._calls = calls
+
+    def cautions(self) -> dict[str, str]:
+        """Return what the user should know, by what it is about: each is told once."""
+        found = {}
+        if self._without > UNADDED and not self.any:
+            found["unadded"] = (
+                f"The penalty was computed {UNADDED} times, but no backward came through it: add what it returns to "
+                "the loss. Call it under torch.no_grad() where its value alone is wanted."
+            )
+        if self._interval > 1 and self._calls > 1 and self._agreeing >= ENOUGH:
+            found["turns"] = (
+                f"`interval`={self._interval} counts calls: of the {self._calls} before each backward it always falls "
+                "on the first, and the others add nothing. If they are of other data, as two views, or real and fake, "
+                "make a penalty for each; if they are batches that accumulate, all is well."
+            )
+        return found
