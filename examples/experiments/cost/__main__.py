@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from examples.experiments.cost.contenders import CONTENDERS, SUBJECTS
-from examples.experiments.cost.report import describe_run, plot_steps, print_tables, save, write_page
+from examples.experiments.cost.report import describe_run, plot_steps, print_tables, rounded, save, write_page
 from examples.experiments.cost.scaling import plot_scaling, scaling
 from examples.experiments.cost.steps import Bench, overhead
 
@@ -95,7 +95,7 @@ def main(arguments=None):
         print_tables(results)
         plot_steps(results, out.with_suffix(".png"))
         if options.page:
-            write_page(results, options.page)
+            write_page(rounded(results), options.page)  # as they are saved
     save(results, out)
     print(f"Results: {out}, picture: {out.with_suffix('.png')}")
     return results

@@ -44,15 +44,15 @@ def _processor():
 
 def save(results, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_rounded(results), indent=1, ensure_ascii=False)
+    text = json.dumps(rounded(results), indent=1, ensure_ascii=False)
     path.write_text(re.sub(r"\n {3,}(?=\S)|\n {2}(?=[}\]])", " ", text) + "\n", encoding="utf-8")  # one line a row
 
 
-def _rounded(tree):
+def rounded(tree):
     if isinstance(tree, dict):
-        return {key: _rounded(value) for key, value in tree.items()}
+        return {key: rounded(value) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [_rounded(value) for value in tree]
+        return [rounded(value) for value in tree]
     return float(f"{tree:.4g}") if isinstance(tree, float) else tree
 
 
