@@ -61,8 +61,8 @@ class LipschitzCallback(_Callback):
 
     It logs, at the trainer's own logging steps: ``penalty`` (with ``interval``, that of a step in the mean),
     ``lipschitz`` (the largest quotient, a lower bound), ``lipschitz_weight``, ``lipschitz_radius`` and
-    ``penalty_share`` (of this process), where they exist. It warns after an epoch in
-    which ``training_step`` never added the penalty to its loss.
+    ``penalty_share`` (of this process), where they exist. It warns after an epoch in which
+    ``training_step`` never added the penalty to its loss.
 
     It is a ``Callback`` of ``lightning`` and of ``pytorch_lightning``, of those that are imported before this module;
     of one that is imported later it is none by ``isinstance``, which 2.6 does not mind and 2.5 refuses.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from torchlipreg.inspection.reuse import AGAIN
 from torchlipreg.model.internals.to_host import Later
 from torchlipreg.tensor_checks import lies_outside
 
-EVERY = 64  # calls from look to look
 LEFT_BOUNDS = (
     "A later batch lies outside of `bounds` = {}, as the first one did not: pairs are moved inside of them, further "
     "from such points than they should be. Give the range of all that the model receives, augmentation included."
@@ -33,6 +33,6 @@ class LaterBatches:
         """
         left = self._later.take_flag()
         self._count += 1
-        if self._count % EVERY == 0:
+        if self._count % AGAIN == 0:
             self._later.send_flag(lies_outside(points, bounds))
         return left

@@ -162,7 +162,8 @@ def that_count(x: Tensor, side: SideRows, valid: Tensor | None, number: int) -> 
     Returns:
         Points, shape (min(N, number), *), and their side inputs; zeros where none counts.
     """
-    valid = (all_finite(x) if valid is None else valid)[:number]
+    x = x[:number]
+    valid = all_finite(x) if valid is None else valid[:number]
     own = torch.arange(len(valid), device=valid.device)
     those = (~valid).to(torch.uint8).argsort(stable=True)  # first
     taken = (own - valid.cumsum(0)) % valid.sum().clamp(min=1)  # read on no host
