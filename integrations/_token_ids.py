@@ -1,72 +1,22 @@
-"""Token ids: the call of a model, recorded, and the model as a function of what it looks up for them."""
+"""Token ids: the model as a function of what it looks up for them."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchlipreg.integrations._calls import Call, Lookup
 from torchlipreg.model.internals.hooks import registered
 
 IDS = "input_ids"
 EMBEDS = "inputs_embeds"
-MOST = 4  # lookups of a call that are kept
 NO_HOOK = "make_inputs_require_grads"  # transformers', which torch.func cannot take
-
-
-class Lookup(NamedTuple):
-    """What a table of embeddings was asked, and what it gave."""
-
-    ids: Any
-    found: Tensor
-
-
-class Call:
-    """A call of a model: by which names, what it has looked up in which tables, what it returned."""
-
-    def __init__(self, kwargs: dict[str, Any], tables: list[nn.Module], returned: Any = None) -> None:
-        self.kwargs, self.tables, self.lookups, self.returned = kwargs, tables, list[Lookup](), returned
-
-
-@contextlib.contextmanager
-def recorded(model: nn.Module, plain: Any) -> Iterator[list[Call]]:
-    """Note the calls of a model with gradients.
-
-    Args:
-        model: As it is called.
-        plain: The same without wrappers.
-
-    Yields:
-        The calls, in order.
-    """
-    calls: list[Call] = []
-    tables = tables_of(plain)
-
-    def begin(m: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            calls.append(Call(_by_name(plain, args, kwargs), tables))
-
-    def end(m: nn.Module, args: Any, kwargs: dict[str, Any], returned: Any) -> None:
-        if calls and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            calls[-1].returned = returned
-
-    def note(table: nn.Module, args: Any, found: Any) -> None:
-        if calls and isinstance(found, Tensor) and not torch.compiler.is_compiling():
-            if len(calls[-1].lookups) < MOST:
-                calls[-1].lookups.append(Lookup(args[0] if args else None, found.detach()))
-
-    with contextlib.ExitStack() as stack:
-        # First of all: what hooks of the user's make of the arguments, they make again in the penalty's forwards.
-        stack.enter_context(registered(model.register_forward_pre_hook, begin, with_kwargs=True, prepend=True))
-        stack.enter_context(registered(model.register_forward_hook, end, with_kwargs=True))
-        for table in tables:  # before noise that other hooks add in training, as NEFTune's
-            stack.enter_context(registered(table.register_forward_hook, note, prepend=True))
-        yield calls
 
 
 def of_ids(
@@ -195,22 +145,6 @@ def _is_same(asked: Tensor, ids: Tensor) -> bool:
     return in_place or torch.equal(asked, ids)
 
 
-def tables_of(model: Any) -> list[nn.Module]:
-    """Return the modules in which a model may look token ids up: its table, and those that share the weight of it."""
-    try:
-        table = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # of images, for one
-        return []
-    if not isinstance(table, nn.Module):
-        return []
-    weight, inside = getattr(table, "weight", None), set(table.modules())
-    return [table, *(m for m in model.modules() if m not in inside and weight is not None and _holds(m, weight))]
-
-
-def _holds(m: nn.Module, weight: Tensor) -> bool:
-    return isinstance(m, nn.Embedding) and m._parameters.get("weight") is weight
-
-
 def _embed(table: nn.Module, ids: Tensor) -> Any:
     """Return the embeddings of token ids, drawing no random number and running no hook."""
     # Whole tensors under FSDP2, whose shards the module's own forward could not use outside of the model's.
@@ -222,20 +156,3 @@ def _embed(table: nn.Module, ids: Tensor) -> Any:
     finally:
         table.training = training
     return x
-
-
-def _by_name(plain: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a call by name; none if they have no names."""
-    if not args:
-        return dict(kwargs)
-    signature = inspect.signature(plain.forward)
-    try:
-        bound = dict(signature.bind_partial(*args, **kwargs).arguments)
-    except TypeError:
-        return {}
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL and name in bound:
-            return {}
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            bound |= bound.pop(name, {})
-    return bound

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from torchlipreg import LipschitzPenalty
-from torchlipreg.integrations._token_ids import IDS, Call, call_by_name, of_ids
+from torchlipreg.integrations._calls import Call
+from torchlipreg.integrations._token_ids import IDS, call_by_name, of_ids
 from torchlipreg.model.parts.modules import compiled_module, unwrap
 
 FLOATING = ("pixel_values", "input_features", "input_values", "inputs_embeds")

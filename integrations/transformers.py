@@ -14,8 +14,8 @@ from transformers import Trainer
 
 from torchlipreg import LipschitzPenalty
 from torchlipreg.checks import check_instance
+from torchlipreg.integrations._calls import Call, recorded, tables_of
 from torchlipreg.integrations._stepped import Stepped
-from torchlipreg.integrations._token_ids import Call, recorded, tables_of
 from torchlipreg.integrations._trainer_input import check_shape, penalised, plain_model, without_loss
 from torchlipreg.integrations._trainer_schedules import Stepping, find_accuracy, load_schedules
 from torchlipreg.integrations.accelerate import FILE, load_penalty, log_values, save_penalty

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from torchlipreg.call.advice import advice
 from torchlipreg.call.backwards import Backwards
 from torchlipreg.call.climbing import set_radius
 from torchlipreg.call.later_batches import LaterBatches
@@ -17,7 +18,7 @@ from torchlipreg.call.saved import STATE_VERSION, from_dict, gather, to_dict
 from torchlipreg.call.settings import Ascent, Exponent, Method, Settings, Stochastic
 from torchlipreg.call.state import PenaltyState
 from torchlipreg.call.step import Step
-from torchlipreg.call.watch import Watch, advice
+from torchlipreg.call.watch import Watch
 from torchlipreg.checks import Normalization, check_flag, check_mapping, check_number, suggest_names
 from torchlipreg.distributed import world_size
 from torchlipreg.geometry.pairs import PairSet
