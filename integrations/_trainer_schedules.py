@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback
+from transformers.trainer_utils import has_length
 
 from torchlipreg.integrations._stepped import Stepped
 from torchlipreg.notice import warn_user
@@ -18,6 +19,7 @@ class Stepping(TrainerCallback):
 
     def __init__(self, stepped: Stepped) -> None:
         self.stepped = stepped
+        self._steps = 0  # of the optimizer, in this pass over the data
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take in where a resumed training is."""
@@ -25,6 +27,7 @@ class Stepping(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Make up for the end of an epoch that never came."""
+        self._steps = 0
         # Saved after an epoch's last step, a checkpoint is resumed in the next: the end of its epoch never comes.
         made_up = self.stepped.after_epochs(math.floor(state.epoch or 0))
         if made_up and self.stepped.follows_accuracy and args.eval_strategy == "epoch":
@@ -36,12 +39,17 @@ class Stepping(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Step what follows the optimizer."""
+        self._steps += 1
         self.stepped.after_update()
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
         """Step what follows epochs."""
-        if not (control.should_training_stop and state.epoch % 1):  # stopped in its midst, it may go on when resumed
+        if control.should_training_stop and state.epoch % 1:  # stopped in its midst, it may go on when resumed
+            return
+        if has_length(train_dataloader):
             self.stepped.after_epochs(math.ceil(state.epoch))
+        elif self._steps:  # Trainer counts passes from 0 when it resumes, and the first is empty
+            self.stepped.after_epochs((self.stepped.epochs or 0) + 1)
 
 
 def find_accuracy(metrics: dict[str, float], name: str) -> float:

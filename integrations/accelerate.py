@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +18,16 @@ from torchlipreg.notice import warn_user
 
 FILE = "lipschitz_penalty_{}.bin"
 
-# How many penalties each accelerator has: a penalty's number is its place in the checkpoints.
-_PREPARED: WeakKeyDictionary[Accelerator, int] = WeakKeyDictionary()
+
+class _Prepared(NamedTuple):
+    """A penalty's place in the checkpoints of an accelerator, the models that this had then, and the hooks on it."""
+
+    place: int
+    models: list[weakref.ref[Any]]
+    hooks: list[Any]
+
+
+_PREPARED: weakref.WeakKeyDictionary[Accelerator, list[_Prepared]] = weakref.WeakKeyDictionary()
 
 
 def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> LipschitzPenalty:
@@ -49,7 +57,8 @@ def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> Lips
 
     Args:
         accelerator: The training script's.
-        penalty: Prepare each one once, in the same order in every run.
+        penalty: Prepare each one once, in the same order in every run; anew, after ``accelerator.prepare``, where
+            ``accelerator.free_memory`` has let go of the model, as where ``find_executable_batch_size`` tries again.
 
     Returns:
         The same penalty.
@@ -65,12 +74,26 @@ def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> Lips
             "Expected argument `accelerator` to train without DeepSpeed ZeRO-3, which fails with several forwards in "
             "one backward (microsoft/DeepSpeed issue 5321). Choose ZeRO-1 or ZeRO-2, or FSDP2, in its configuration."
         )
-    name = FILE.format(_PREPARED.setdefault(accelerator, 0))
-    _PREPARED[accelerator] += 1
-    # The hooks run on every process.
-    accelerator.register_save_state_pre_hook(_Save(accelerator, penalty, name))
-    accelerator.register_load_state_pre_hook(_Load(penalty, name))
+    models = getattr(accelerator, "_models", [])
+    prepared = _without_freed(_PREPARED.get(accelerator, []), models)
+    place = next(i for i in range(len(prepared) + 1) if i not in {other.place for other in prepared})
+    name = FILE.format(place)
+    hooks = [  # which run on every process
+        accelerator.register_save_state_pre_hook(_Save(accelerator, penalty, name)),
+        accelerator.register_load_state_pre_hook(_Load(penalty, name)),
+    ]
+    _PREPARED[accelerator] = [*prepared, _Prepared(place, [weakref.ref(model) for model in models], hooks)]
     return penalty
+
+
+def _without_freed(prepared: list[_Prepared], models: list[Any]) -> list[_Prepared]:
+    """Let go of the penalties whose models the accelerator has let go of, and return the others."""
+    kept = [p for p in prepared if not p.models or any(model() is m for model in p.models for m in models)]
+    for freed in prepared:
+        if freed not in kept:
+            for hook in freed.hooks:
+                hook.remove()
+    return kept
 
 
 def log_values(penalty: LipschitzPenalty, value: Tensor | None = None) -> dict[str, float]:

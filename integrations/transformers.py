@@ -101,6 +101,7 @@ class LipschitzTrainerMixin:
             self.add_callback(Stepping(stepped))  # type: ignore[attr-defined]
         self._weight_left = penalty.weight
         self._terms = _Mean()
+        self._used: dict[str, float | None] = {}  # in the last step
         self._in_step = self._asked = self._looked = False
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -178,10 +179,13 @@ class LipschitzTrainerMixin:
             return super().compute_loss(model, inputs, return_outputs, *args, **kwargs)  # type: ignore[misc]
         self._asked = True
         with recorded(model, plain_model(model)) as calls:
-            loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)  # type: ignore[misc]
+            returned = super().compute_loss(model, inputs, True, *args, **kwargs)  # type: ignore[misc]
+        # A user's own compute_loss may not know `return_outputs`, as Trainer's training never asks for them.
+        loss, outputs = (returned, calls[-1].returned if calls else None) if isinstance(returned, Tensor) else returned
         term = self._penalty_at(model, inputs, calls, outputs)
         batches = getattr(self, "current_gradient_accumulation_steps", 1)
         self._terms.add(term.detach(), 1 / batches)
+        self._used = {"lipschitz_weight": self.penalty.weight, "lipschitz_radius": self.penalty.radius}
         if term.requires_grad:
             items = args[0] if args else kwargs.get("num_items_in_batch")
             loss = loss + (term / batches if self._is_scaled(items) else term)
@@ -226,7 +230,8 @@ class LipschitzTrainerMixin:
             **kwargs: The Trainer's.
         """
         if "loss" in logs and self._terms.count:
-            logs = {**logs, **log_values(self.penalty, self._terms.take())}
+            values = log_values(self.penalty, self._terms.take())  # weight and radius: after the schedules' step
+            logs = {**logs, **values, **{name: value for name, value in self._used.items() if value is not None}}
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:

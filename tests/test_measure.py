@@ -432,3 +432,46 @@ def test_operator_norm_of_any_units_is_that_in_float64(scale, p, q):
     found = operator_norm(lambda z: nn.functional.linear(z, slope), draw(2, 6).float(), input_norm=p, output_norm=q)
     expected = scale * oracles.matrix_norm(matrix, p, q)
     torch.testing.assert_close(found.double(), torch.full((2,), float(expected)).double(), rtol=1e-4, atol=0)
+
+
+def test_the_ratio_counts_a_parameter_that_is_listed_twice_once():
+    first, second = (nn.Parameter(torch.tensor(value)) for value in (1.0, 2.0))
+    loss, penalty = first**2 + second**2, first * second
+    once = gradient_ratio(loss, penalty, [first, second])
+    assert once == pytest.approx(0.5)
+    assert gradient_ratio(loss, 3 * first + second, [first, first, second]) == pytest.approx((10 / 20) ** 0.5)
+
+
+class Cancelling(nn.Module):
+    """A linear map of which a large number is taken off at the end, in single precision where it says so."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.linear = kind, nn.Linear(4, 4)
+        self.spectrum = nn.Parameter(torch.randn(3, dtype=torch.cfloat))
+        self.shift = nn.Parameter(torch.full((4,), 1000.0))
+
+    def forward(self, x):
+        if self.kind == "complex":
+            there, here = (torch.fft.rfft(z) @ torch.diag(self.spectrum) for z in (x + self.shift, self.shift))
+            return torch.fft.irfft(there - here, n=4)
+        if self.kind == "cast":
+            return self.linear(x.float() + 1000.0) - self.linear(torch.full((4,), 1000.0))
+        return self.linear(x.to(dtype=torch.float32) + 1000.0) - self.linear(1000.0 * torch.ones(4))
+
+
+@pytest.mark.parametrize("radius", [None, 1e-1, 1e-3])
+@pytest.mark.parametrize("kind", ["complex", "cast", "to"])
+def test_what_cancels_inside_makes_no_bound_too_large(kind, radius):
+    """Such a forward refused float64; less 16 roundings of the output, bounds were up to a sixth above the truth."""
+    net, x = Cancelling(kind), draw(64, 4, dtype=torch.float32)
+    if kind == "complex":
+        spectrum = net.spectrum.detach().to(torch.complex128)
+        matrix = torch.fft.irfft(torch.fft.rfft(torch.eye(4, dtype=torch.float64)) * spectrum, n=4)
+    else:
+        matrix = net.linear.weight.detach().double()
+    exact = torch.linalg.matrix_norm(matrix, 2).item()
+    assert 0.999 * exact < lipschitz_lower_bound(net, x, radius=radius) <= exact * (1 + 1e-9)
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.full((1,), 1.0).dtype == torch.float32

@@ -15,7 +15,8 @@ from torchlipreg.geometry.units import at_least_single
 def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Tensor]) -> float:
     """Return ‖∇ penalty‖ / ‖∇ loss‖ over parameters, for choosing a weight: the ratio is proportional to it.
 
-    Takes two backwards, reads their result, and leaves graphs and ``.grad`` as they are: not for every step. A
+    Takes two backwards, reads their result, and leaves graphs and ``.grad`` as they are: not for every step. One is
+    through the penalty, so that :attr:`LipschitzPenalty.was_added` is true from then on. A
     hundredth to one is where penalties worked, clean accuracy fell from a tenth on where a network could not fit its
     data; under 1e-4 they do nothing::
 
@@ -28,7 +29,7 @@ def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Ten
         loss: The task's, 0-dim, with its graph.
         penalty_value: What the penalty returned, 0-dim, with its graph; one without (weight 0) has no gradient. With
             ``interval=k`` it is k times a step's mean, where ``penalty.share`` is of the mean, and 0 in between.
-        parameters: Those to compare at; ones that need no gradient do not count.
+        parameters: Those to compare at, each counted once; ones that need no gradient do not count.
 
     Returns:
         The ratio ≥ 0; infinity where the loss has no gradient but the penalty has, and 0 where neither has.
@@ -52,7 +53,7 @@ def gradient_ratio(loss: Tensor, penalty_value: Tensor, parameters: Iterable[Ten
             "Expected argument `parameters` to be an iterable of tensors, such as model.parameters(), but got "
             f"{strange[0] if strange else type(parameters).__name__}."
         )
-    trained = [p for p in given if p.requires_grad]
+    trained = [*dict.fromkeys(p for p in given if p.requires_grad)]  # each once: tensors are keys by identity
     if not trained:
         raise ValueError("Expected argument `parameters` to hold a tensor that requires a gradient, but got none.")
     of_penalty, of_loss = (_gradient_size(value, trained) for value in (penalty_value, loss))

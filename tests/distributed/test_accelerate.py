@@ -190,3 +190,30 @@ def test_the_main_process_alone_may_save_what_keeps_no_pairs(two, tmp_path, meth
     """As it was, the other one's next collective was taken for its part in the saving."""
     two.run(save_on_the_main_process, str(tmp_path), method)
     assert (tmp_path / "lipschitz_penalty_0.bin").exists()
+
+
+def test_a_penalty_of_an_attempt_that_was_given_up_leaves_no_file(tmp_path):
+    """``find_executable_batch_size`` tries anew inside of the function that prepares: as it was, as another one."""
+
+    def attempt(accelerator, fails):
+        accelerator.free_memory()
+        net = Net("group").double()
+        model = accelerator.prepare(net)
+        penalty, other = (prepare_penalty(accelerator, build("max", seed=seed)) for seed in (1, 2))
+        (penalty(model, batch(0)) + other(model, batch(0))).backward()
+        if fails:
+            raise MemoryError
+        return penalty, other
+
+    with new_accelerator() as accelerator:
+        with pytest.raises(MemoryError):
+            attempt(accelerator, fails=True)
+        saved = attempt(accelerator, fails=False)
+        accelerator.save_state(tmp_path)
+    assert sorted(f.name for f in tmp_path.glob("lipschitz*")) == [f"lipschitz_penalty_{i}.bin" for i in range(2)]
+    with new_accelerator() as accelerator:
+        loaded = attempt(accelerator, fails=False)
+        accelerator.load_state(tmp_path)
+    for penalty, reference in zip(loaded, saved, strict=True):
+        assert torch.equal(penalty.pairs.x, reference.pairs.x)
+    assert not torch.equal(saved[0].pairs.x, saved[1].pairs.x)

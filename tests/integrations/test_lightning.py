@@ -468,3 +468,38 @@ def test_bad_arguments():
         LipschitzCallback(penalty, schedules=[DiscrepancyWeight(penalty, 0.5, 0.1)])
     with pytest.raises(TypeError, match="`prefix`"):
         LipschitzCallback(penalty, prefix=None)
+
+
+@pytest.mark.parametrize("method", PENALTIES)
+def test_what_a_forward_logs_is_the_tasks_alone(package, tmp_path, method):
+    """As it was, the penalty's own forwards entered the mean of an epoch, and the last of them a step's value."""
+
+    def logged(weight):
+        penalty = build(method, weight)
+
+        class Logging(package.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = net()
+
+            def forward(self, x):
+                y = self.net(x)
+                self.log("size", y.abs().mean(), on_step=True, on_epoch=True)
+                self.log_dict({"largest": y.abs().max()}, on_step=False, on_epoch=True)
+                return y
+
+            def training_step(self, batch, batch_idx):
+                torch.manual_seed(batch_idx)
+                x, y = batch
+                out = self(x)
+                return cross_entropy(out, y) + penalty(self, x, out)
+
+            def configure_optimizers(self):
+                return new_optimizer(self.parameters())
+
+        trainer, module = trainer_of(package, tmp_path, LipschitzCallback(penalty)), Logging()
+        trainer.fit(module, DataLoader(data(), BATCH))
+        assert "log" not in vars(module)
+        return [float(trainer.callback_metrics[name]) for name in ("size_step", "size_epoch", "largest")]
+
+    assert logged(1e-12) == pytest.approx(logged(0.0), rel=1e-6)

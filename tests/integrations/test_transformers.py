@@ -857,6 +857,63 @@ def test_schedules_step_as_a_loop_steps_them(tmp_path):
     assert (t.penalty.weight, t.penalty.radius) == (by_hand.weight, by_hand.radius)
 
 
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_the_log_says_what_the_last_step_took(tmp_path, strategy):
+    """As it was, weight and radius were those that schedules had set for the next one."""
+    penalty, used = build(radius=0.3), []
+    t = LipschitzTrainer(
+        model=Net(),
+        args=arguments(tmp_path, num_train_epochs=3, max_steps=-1, logging_strategy=strategy),
+        train_dataset=images(12),
+        penalty=penalty,
+        schedules=[RadiusDecay(penalty, 0.5), WeightWarmup(penalty, 9)],
+    )
+    penalised = t._penalty_at
+
+    def noted(*args):
+        used.append((penalty.weight, penalty.radius))
+        return penalised(*args)
+
+    t._penalty_at = noted
+    t.train()
+    lines = [line for line in t.state.log_history if "loss" in line]
+    assert len(lines) == {"steps": 9, "epoch": 3}[strategy]
+    for line in lines:
+        assert (line["lipschitz_weight"], line["lipschitz_radius"]) == used[line["step"] - 1]
+
+
+def test_passes_over_a_stream_count_as_epochs_when_resumed(tmp_path):
+    """Trainer counts them from 0 again, and the first is empty: as it was, three more of them changed nothing."""
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(images(12))
+
+    def run(folder, resume=None):
+        penalty, radii = build(radius=1.0), []
+        t = LipschitzTrainer(
+            model=Net(),
+            args=arguments(folder, max_steps=12, save_strategy="steps", save_steps=8),
+            train_dataset=Stream(),
+            penalty=penalty,
+            schedules=[RadiusDecay(penalty, 0.5)],
+            callbacks=[Noting(radii, penalty)],
+        )
+        t.train(resume_from_checkpoint=resume)
+        return radii
+
+    class Noting(TrainerCallback):
+        def __init__(self, radii, penalty):
+            self.radii, self.penalty = radii, penalty
+
+        def on_step_begin(self, *args, **kwargs):
+            self.radii.append(self.penalty.radius)
+
+    assert run(tmp_path) == [1.0] * 3 + [0.5] * 3 + [0.25] * 3 + [0.125] * 3
+    resumed = run(tmp_path / "other", str(tmp_path / "checkpoint-8"))
+    assert resumed == [0.25] * 3 + [0.125]  # Trainer begins the stream anew
+
+
 @pytest.mark.parametrize(
     ("strategy", "options"),
     [
@@ -1012,6 +1069,20 @@ def test_a_loss_that_leaves_the_penalty_out(tmp_path):
 
     with pytest.raises(RuntimeError, match=r"`compute_loss` of Forgetful has to call super\(\)"):
         trainer(tmp_path, Net(), images(), kind=Forgetful).train()
+
+
+def test_a_loss_of_ones_own_that_never_returns_outputs(tmp_path):
+    class Own(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return model(**inputs)["loss"]
+
+    class Penalised(LipschitzTrainerMixin, Own):
+        pass
+
+    net = Net()
+    expected = by_hand(Net(), images(), build(), 1, mean_loss, call=of_pixels)
+    trainer(tmp_path, net, images(), build(), kind=Penalised).train()
+    assert_same(net, expected)
 
 
 class LooksUpElsewhere(OfTokens):

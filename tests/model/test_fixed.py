@@ -25,7 +25,7 @@ from zoo import (
     traces,
 )
 
-from torchlipreg import lipschitz_lower_bound, operator_norm
+from torchlipreg import LipschitzPenalty, lipschitz_lower_bound, operator_norm
 from torchlipreg.model import switched_off
 from torchlipreg.model.fixed import fixed_function
 from torchlipreg.model.parts.modules import all_modules
@@ -468,3 +468,50 @@ def test_a_subclass_of_an_rnn_is_in_eval_mode(training):
     pairs = penalty.pairs
     q = (net(pairs.x_prime) - net(pairs.x)).norm(dim=1) / (pairs.x_prime - pairs.x).flatten(1).norm(dim=1)
     torch.testing.assert_close(value, q.square().mean())
+
+
+class Conditioned(nn.Module):
+    """Its weights are made by another network before the forward, once in a step, and are held in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.maker, self.head = nn.Linear(2, 18), nn.Linear(3, 3)
+        self.register_buffer("made", None, persistent=False)
+
+    def condition(self, z):
+        self.made = self.maker(z).view(3, 6)
+
+    def forward(self, x):
+        return self.head(torch.tanh(x @ self.made.T))
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_buffer_keeps_its_graph(method, given):
+    """As it was, the gradient ended there; with `outputs`, f(x) alone pulled."""
+    torch.manual_seed(0)
+    net, x, penalty = Conditioned().double(), torch.rand(8, 6, dtype=torch.float64), penalty_of(method)
+    net.condition(torch.ones(2, dtype=torch.float64))
+    value = penalty(net, x, net(x) if given else None)
+    parameters = list(net.parameters())
+    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    made = net.made
+    del net._buffers["made"]
+    net.made = made  # a plain attribute
+    again = penalty(net, x, update=False)
+    assert again == value.detach()
+    expected = torch.autograd.grad(again, parameters, allow_unused=True)
+    assert expected[0].abs().max() > 1e-3 * expected[2].abs().max()
+    for ours, theirs in zip(found[:3], expected[:3], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_buffer_that_is_trained_where_it_is_gets_its_gradient():
+    net = nn.Linear(3, 2).double()
+    weight = net._parameters.pop("weight")
+    net.register_buffer("weight", weight.detach().clone().requires_grad_())
+    penalty, x = LipschitzPenalty("tv", 1.0, radius=0.1, input_norm=2, scale=1), torch.rand(8, 3).double()
+    penalty(net, x, net(x)).backward()
+    v = F.normalize(penalty.pairs.x_prime - penalty.pairs.x)
+    expected = 2 * net.weight.detach() @ (v.T @ v) / len(v)
+    torch.testing.assert_close(net.weight.grad, expected)

@@ -1,8 +1,9 @@
-"""What of a module is switched off while it is held fixed: train mode, autocast inside, compiled calls, caches."""
+"""What of a module is switched off while it is held fixed: train mode, autocast, compiled calls, caches, logging."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -35,5 +36,11 @@ def switch_off(m: nn.Module, *, eager: bool) -> None:
         values["_compiled_call_impl"] = None  # of m.compile(), in place
     if "attention_bias_cache" in values:  # of timm's LeViT and others, filled in eval mode: would keep a graph
         values["attention_bias_cache"] = {}
+    if "_current_fx_name" in values:  # a LightningModule may log in its forward: not what a penalty's forwards say
+        values["log"] = _nothing
     if not eager and "gradient_checkpointing" in values and recomputes(m):
         values["forward"] = checkpointed(m, values.get("forward", partial(type(m).forward, m)))
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand for a method that is not to do its work."""

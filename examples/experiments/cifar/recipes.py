@@ -70,6 +70,7 @@ OURS = {
     "tv-half-alternate": tv(25, 1 / 2, interval=2),
     "tv-surest": tv_surest(12),
     "tv-surest-fourth": tv_surest(10, interval=4),
+    "tv-whole-17": tv(17),
     "tv-whole": tv(20),
     "tv-whole-30": tv(30),
 }

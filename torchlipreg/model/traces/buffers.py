@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 LARGE = 1 << 18  # numbers in a buffer, from which on a clone in each call takes noticeable time
@@ -55,6 +56,8 @@ class PrivateBuffers:
     def _clone_if_written(self, m: nn.Module, name: str, b: Tensor) -> Tensor:
         if name == "observer_enabled":  # of fake quantisation, which would fit its range to each batch in eval mode too
             return b.detach().new_zeros(b.shape)
+        if b.requires_grad:  # weights that another network has made, or that are trained where they are
+            return b.clone()
         if b.numel() < LARGE or b.is_inference():
             return b.detach().clone()
         self._large.append((m, name))
@@ -73,7 +76,9 @@ def once(made: dict[int, Tensor], of: Tensor, make: Callable[[], Tensor]) -> Ten
 
 
 def widened(value: Tensor | None) -> Any:
-    """Return a float64 copy of a floating tensor without a graph, anything else as it is."""
+    """Return a copy in double precision of a floating or complex tensor without a graph, anything else as it is."""
+    if value is not None and value.is_complex():
+        return value.detach().to(torch.complex128)
     return value if value is None or not value.is_floating_point() else value.detach().double()
 
 
