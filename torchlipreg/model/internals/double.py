@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
-CASTS = {Tensor.float: Tensor.double, Tensor.cfloat: Tensor.cdouble}
+CASTS: dict[Any, Any] = {Tensor.float: Tensor.double, Tensor.cfloat: Tensor.cdouble}  # type: ignore[attr-defined]
 
 
 class InDouble(TorchFunctionMode):
