@@ -96,7 +96,8 @@ class LipschitzPenalty:
         bounds: (lo, hi) of the data in raw units: pairs stay inside (Assumption 3).
         noise: σ ≥ 0 of Gaussian noise on fresh pairs, in raw units (Remark 2); an anchored x gets none.
         interval: k ≥ 1: apply the penalty in every k-th call, times k; the calls between return zero. Where a step
-            has several calls, as for two views, make a penalty for each: an even k falls on the same one always.
+            has several calls, as for two views, or steps take turns, as those of two models, make a penalty for each:
+            an even k falls on the same one always.
         output: From the model's return value to the tensor to penalise. Default: a tensor, ``.logits``,
             ``["logits"]``, or the first element. :func:`torchlipreg.outputs.root_probabilities` suits classifiers,
             :func:`torchlipreg.outputs.per_position` dense outputs.
@@ -283,7 +284,8 @@ class LipschitzPenalty:
             outputs: ``model(x)`` from the training loop, for ``choose`` to see. They serve as f(x) where they are: no
                 Dropout or BatchNorm in train mode, full precision (see :attr:`reuses_outputs`); else it is recomputed.
             update: False evaluates the last call's pairs again and moves nothing (closures, SAM, several terms).
-                Nothing moves without gradients either (``no_grad``, ``inference_mode``).
+                Nothing moves without gradients either (``no_grad``, ``inference_mode``): it is the last call's pairs
+                then, too, whatever ``x`` is. Measure other data by :func:`torchlipreg.lipschitz_lower_bound`.
             model_kwargs: What else the model takes by name: attention masks, conditions, class labels. Tensors whose
                 first axis is N are rows of the batch: they come along where only some rows are used, stay with
                 persistent pairs, and are held like x: what made them gets no gradient. Everything else is handed on as
@@ -404,9 +406,11 @@ class LipschitzPenalty:
         """
         loaded = from_dict(state, self._identity())
         weight, loaded.radius = check_number("weight", state["weight"]), self.settings.check_radius(loaded.radius)
+        loaded.warned = self._state.warned  # a run that goes back, as to its best model, need not be told again
         self.weight, self._state = weight, loaded
         self._last_load = Loaded(weight)
         self._backwards.start_anew()
+        self._watch.start_anew()
 
     def _identity(self) -> dict[str, Any]:
         names = ("method", "ascent", "input_norm", "output_norm", "num_pairs", "normalization")

@@ -137,7 +137,7 @@ def test_hooks_on_weights_do_not_see_a_look(every_call):
     assert len(called) == 3
 
 
-@pytest.mark.parametrize("loss_scale", [1 / 4, 65536.0])
+@pytest.mark.parametrize("loss_scale", [1 / 4, 65536.0, 2.0**80])
 def test_accumulation_and_loss_scaling_do_not_show(every_call, loss_scale):
     shares = []
     for scale in (1.0, loss_scale):
@@ -427,3 +427,18 @@ def test_with_closures_the_share_comes_from_the_call_that_is_added(every_call):
         optimizer.step(closure)
         assert len(exact) > 1
         assert penalty.share == pytest.approx(exact[0], rel=1e-4)
+
+
+def test_what_was_told_is_not_told_again_after_a_load_and_old_looks_are_forgotten(every_call, recwarn):
+    net, penalty = mlp(), bare("tv", 1e-12)
+    first = penalty.state_dict()
+    with pytest.warns(UserWarning, match="does nothing"):
+        steps(net, penalty, LOOKS + 5)
+    penalty.load_state_dict(first)
+    steps(net, penalty, LOOKS + 5)  # warnings are errors
+    fresh = bare("tv", 1e-12)
+    steps(net, fresh, LOOKS - 5)
+    fresh.load_state_dict(first)
+    fresh.weight = 0.1
+    steps(net, fresh, 10)
+    assert not recwarn

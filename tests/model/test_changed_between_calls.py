@@ -15,6 +15,7 @@ from zoo import Counting, Seen, mlp, penalty_of, same, traces
 
 from torchlipreg.inspection.inspector import Inspector
 from torchlipreg.inspection.reuse import AGAIN
+from torchlipreg.model.parts.modules import as_found
 
 
 class Holder:
@@ -310,3 +311,64 @@ def test_a_model_that_makes_its_parameters_in_its_forward_is_looked_at_once(monk
     for _ in range(4):
         penalty(net, torch.randn(8, 6))
     assert len(looks) == 1
+
+
+class Predictor:
+    def __init__(self, net):
+        self.net = net
+
+    def predict(self, x):
+        return self.net(x)
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+class Trunk(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block, self.head = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Tanh())), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.block(x))
+
+
+class Restless(nn.Module):
+    def forward(self, x):
+        return x + 0.1 * torch.randn_like(x)
+
+
+def exchange(net):
+    net.block[1][0] = Restless()
+
+
+@pytest.mark.parametrize("given", ["module", "method", "object", "lambda"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_model_behind_the_same_object_is_looked_at_anew(given, deep):
+    """As it was, a random one that took the place of another was found out in the 64th call."""
+    net, x, penalty = Trunk(), torch.randn(16, 6), penalty_of("tv")
+    holder = Predictor(net)
+    model = {"module": net, "method": holder.predict, "object": holder, "lambda": lambda x: holder.predict(x)}[given]
+    penalty(model, x)
+    if deep or given == "module":
+        exchange(net)
+    else:
+        holder.net = copy.deepcopy(net)
+        exchange(holder.net)
+    with pytest.raises(ValueError, match="random"):
+        penalty(model, x)
+
+
+def test_a_model_at_the_place_of_one_that_is_no_more_is_another():
+    """As it was, outputs of a new one with active Dropout served as f(x), if memory was used again."""
+    for _ in range(1000):
+        net = Trunk()
+        before, place = as_found([net]), id(net)
+        net = None
+        net = Trunk()
+        if id(net) == place:
+            break
+    else:
+        pytest.skip("no place in memory was used again")
+    assert as_found([net]) == as_found([net])
+    assert as_found([net]) != before

@@ -114,6 +114,10 @@ class Watch:
             looks = self._agreeing[verdict] + 1 if agrees else self._agreeing[verdict] - SETBACK
             self._agreeing[verdict] = max(0, looks)
 
+    def start_anew(self) -> None:
+        """Forget what looks agreed on: a state was loaded, perhaps with another weight."""
+        self._agreeing = dict.fromkeys(self._agreeing, 0)
+
     def verdict(self) -> str | None:
         """Return "rounded", "inert" or "ruinous" if 50 looks agree on it."""
         return next((verdict for verdict, looks in self._agreeing.items() if looks >= LOOKS), None)
@@ -161,13 +165,13 @@ class _Look:
 
     def _note_sum(self, i: int, total: Tensor) -> None:
         if self.loss_scale is not None:  # else a backward without the penalty
-            self.task[i] = _real(total) - self.interval * self.loss_scale * self.gradients[i]
+            self.task[i] = _real(total) / self.loss_scale - self.interval * self.gradients[i]  # before it is squared
 
     def _finish(self, i: int, weight: Tensor) -> None:
         self.done.add(i)
         if self.loss_scale is not None and len(self.done) == len(self.task) == len(self.weights):
-            share = self.loss_scale.abs() * _norm(self.gradients) / _norm(list(self.task.values()))
-            growth = (self.task[0] * _real(self.weights[0])).sum().abs() * (self.factor / self.loss_scale).abs()
+            share = _norm(self.gradients) / _norm(list(self.task.values()))
+            growth = (self.task[0] * _real(self.weights[0])).sum().abs() * self.factor
             share = torch.where(self.loss_scale == 0, torch.nan, share)  # the user's own ramp, which is at zero
             self.note(torch.stack([share, growth / self.variance, self.rounding.to(share)]))
             self.unhook()

@@ -15,23 +15,29 @@ from torchlipreg.model.parts.search import find_modules
 def identity(model: Any) -> Any:
     """Return what is the same in each call with a model: a lambda is often made anew, its code and modules are not.
 
-    A model that is cast to another precision is another one.
+    A model that is cast to another precision is another one, and so is one of which a module is exchanged.
     """
     function = model
     while isinstance(function, (functools.partial, MethodType)):
         function = function.func if isinstance(function, functools.partial) else function.__func__
     layers = [type(layer) for layer in function] if type(function) is nn.Sequential else []
-    code, roots = function.__code__ if isinstance(function, FunctionType) else None, roots_of(model)
-    dtypes = (parameter_dtype(submodules(root)) for root in roots if isinstance(root, nn.Module))
-    return code, next(filter(None, dtypes), None), *layers, *map(id, roots)
+    code, parts = function.__code__ if isinstance(function, FunctionType) else None, parts_of(model)
+    return code, parameter_dtype(m for m in parts if isinstance(m, nn.Module)), *layers, *map(id, parts)
 
 
-def roots_of(model: Any) -> list[Any]:
-    """Return the objects that a callable computes with: a module, a method's object, or what a function uses."""
+def parts_of(model: Any) -> list[Any]:
+    """Return the modules that a callable computes with, those below them included; of an object without any itself."""
     model = unwrap(model)
-    if isinstance(model, (FunctionType, functools.partial)):
-        return find_modules(model)
+    parts = [m for root in _roots(model) for m in submodules(root)]
+    if parts or isinstance(model, (FunctionType, functools.partial)):
+        return parts
     root = model.__self__ if isinstance(model, MethodType) else model
-    if type(root) is nn.Sequential:  # often made anew around the same layers, with an activation made anew
-        return [part for child in root if has_parameters(child) for part in roots_of(child)] or [root]
     return [root] if hasattr(type(root), "__weakref__") else []
+
+
+def _roots(model: Any) -> list[nn.Module]:
+    if not isinstance(model, nn.Module):
+        return find_modules(model)
+    if type(model) is nn.Sequential:  # often made anew around the same layers, with an activation made anew
+        return [root for child in model if has_parameters(child) for root in _roots(child)] or [model]
+    return [model]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchlipreg.geometry.pairs import finite_copy
 from torchlipreg.inspection.closeness import TOLERANCE, close, differs
-from torchlipreg.inspection.identity import identity, roots_of
+from torchlipreg.inspection.identity import identity, parts_of
 from torchlipreg.inspection.operations import NARROW, Observer, Weights, Writes, observing
 from torchlipreg.inspection.probes import half, of_gradient, of_norms, of_other_rows, value_at
 from torchlipreg.inspection.reuse import AGAIN
@@ -34,10 +34,10 @@ class Inspector:
 
     def known(self, model: Callable[..., Any]) -> Seen | None:
         """Return what was seen of a model; None if it has not been looked at, or without the gradients that are on."""
-        seen, roots = self._seen.get(identity(model), (None, []))
+        seen, parts = self._seen.get(identity(model), (None, []))
         if seen is None or (torch.is_grad_enabled() and not seen.with_gradient):
             return None
-        return None if any(root() is None for root in roots) else seen  # another may have got a dead one's id
+        return None if any(part() is None for part in parts) else seen  # another may have got a dead one's id
 
     def look(
         self,
@@ -103,16 +103,16 @@ class Inspector:
             reruns=f.state.reruns,
             with_gradient=gradient,
         )
-        self._seen = {key: entry for key, entry in self._seen.items() if all(root() is not None for root in entry[1])}
-        self._seen[key] = seen, [weakref.ref(root) for root in roots_of(model)]
+        self._seen = {key: entry for key, entry in self._seen.items() if all(part() is not None for part in entry[1])}
+        self._seen[key] = seen, [weakref.ref(part) for part in parts_of(model)]
         return seen
 
     def note(self, model: Callable[..., Any], **found: Any) -> None:
         """Change what was seen of a model, unless a forward has made another of it."""
         key = identity(model)
         if key in self._seen:
-            seen, roots = self._seen[key]
-            self._seen[key] = seen._replace(**found), roots
+            seen, parts = self._seen[key]
+            self._seen[key] = seen._replace(**found), parts
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}}  # by identities, which a copy does not have

@@ -70,6 +70,9 @@ class OutputReuse:
         self._calls = 0
         self._later = Later()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_signature": None}  # of a model that a copy does not have
+
     def allowed(self, f: FixedFunction, loop: LoopOutputs, *, may_serve: bool) -> bool:
         """Say whether ``loop.y`` may be used for f(x).
 

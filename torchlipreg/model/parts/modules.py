@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
@@ -26,13 +27,14 @@ class AsFound(NamedTuple):
     Attributes:
         inexact: Dropout, stochastic depth or BatchNorm is in train mode.
         training: The training flag of each module.
-        model: Which model it is: the identity of its first module that is no Sequential, None without one.
+        model: Which model it is: its first module that is no Sequential, None without one; another at the place of one
+            that is no more is not equal.
         autocast: Types of the devices for which autocast was on.
     """
 
     inexact: bool
     training: list[bool]
-    model: int | None
+    model: weakref.ref[nn.Module] | None
     autocast: list[str]
 
     def with_module(self, m: nn.Module) -> AsFound:
@@ -140,7 +142,9 @@ def as_found(modules: list[nn.Module]) -> AsFound:
     return AsFound(
         any(map(_differs_in_training, modules)),
         [m.training for m in modules],
-        next((id(m) for m in modules if type(m) is not nn.Sequential), None),  # which may be made anew for each call
+        next(
+            (weakref.ref(m) for m in modules if type(m) is not nn.Sequential), None
+        ),  # which may be made anew for each call
         [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)],
     )
 
