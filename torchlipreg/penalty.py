@@ -320,6 +320,7 @@ class LipschitzPenalty:
         call = self._state.calls if moves else max(0, self._state.calls - 1)  # the last one's random numbers again
         if call % self.settings.interval:
             self._state.calls += moves
+            self._backwards.skip(model)
             return torch.zeros((), dtype=torch.float32, device=x.device)
         generator = self._state.generator(x.device, self.settings.seed, call)
         looks = Looks(self.settings, self._state, self._inspector, self._watch, self._batches)
@@ -328,7 +329,7 @@ class LipschitzPenalty:
         factor, interval = self.weight * self.settings.movement, self.settings.interval
         penalty = factor * interval * outcome.value
         self._watch.follow(penalty, factor, interval, again=not moves)
-        self._backwards.follow(penalty, self._state, moves=moves)
+        self._backwards.follow(penalty, self._state, model, moves=moves)
         self._report(penalty, model, outputs, moves)
         if outcome.remember is not None:
             outcome.remember()

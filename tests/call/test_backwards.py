@@ -46,3 +46,28 @@ def test_accumulation_with_a_backward_each_is_no_case():
 
 def test_evaluating_again_is_no_case():
     assert not steps(2, 3, update=False)
+
+
+@pytest.mark.parametrize(("interval", "told"), [(2, True), (4, True), (3, False), (1, False)])
+def test_two_models_that_take_turns(interval, told):
+    """As it was, the second was never penalised, and nobody was told."""
+    models, penalty = (mlp(), mlp()), bare("tv", 0.1, interval=interval)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(60):
+            for net in models:
+                x = torch.randn(4, 6)
+                (net(x).square().sum() + penalty(net, x)).backward()
+                net.zero_grad()
+    assert [f"`interval`={interval} counts the calls with all models" in str(w.message) for w in caught] == [
+        True
+    ] * told
+
+
+def test_a_model_that_follows_another_is_no_turn():
+    penalty = bare("tv", 0.1, interval=8)
+    for _ in range(3):
+        net = mlp()
+        for _ in range(20):
+            x = torch.randn(4, 6)
+            (net(x).square().sum() + penalty(net, x)).backward()  # warnings are errors

@@ -1,15 +1,16 @@
-"""Backwards: what they tell: is the penalty in the loss, and on which of a step's calls does ``interval`` fall?"""
+"""Backwards: what they tell: is the penalty in the loss, and on which calls and models does ``interval`` fall?"""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchlipreg.call.state import PenaltyState
 
 UNADDED = 400  # computed calls after which a penalty that nobody has added to a loss is told
-ENOUGH = 8  # backwards that agree
+ENOUGH = 8  # backwards that agree; intervals of calls with a model, none of which was computed
 
 
 class Backwards:
@@ -26,13 +27,23 @@ class Backwards:
         self._interval, self.any = interval, False
         self._without = 0  # calls whose value none has come through
         self._calls = self._agreeing = 0  # in a step; steps with as many
+        self._turns: dict[int, list[int]] = {}  # by a model's id: calls that were skipped, and computed
 
     def start_anew(self) -> None:
         """Forget the calls that met none: a state was loaded."""
         self._without = 0
 
-    def follow(self, penalty: Tensor, state: PenaltyState, *, moves: bool) -> None:
+    def skip(self, model: Any) -> None:
+        """Note a call that ``interval`` leaves out."""
+        self._turn(model, 0)
+
+    def _turn(self, model: Any, computed: int) -> None:
+        if self._interval > 1 and isinstance(model, nn.Module):  # a lambda may be another in each call
+            self._turns.setdefault(id(model), [0, 0])[computed] += 1
+
+    def follow(self, penalty: Tensor, state: PenaltyState, model: Any, *, moves: bool) -> None:
         """Wait for the backward of what a call returns, which has not been noted in the state."""
+        self._turn(model, 1)
         self._without += moves and penalty.requires_grad
         if penalty.requires_grad and (not self.any or self._interval > 1):
             note = partial(self._note, state, state.calls, counts=moves)
@@ -58,5 +69,11 @@ class Backwards:
                 f"`interval`={self._interval} counts calls: of the {self._calls} before each backward it always falls "
                 "on the first, and the others add nothing. If they are of other data, as two views, or real and fake, "
                 "make a penalty for each; if they are batches that accumulate, all is well."
+            )
+        left_out = (not computed and skipped >= ENOUGH * self._interval for skipped, computed in self._turns.values())
+        if len(self._turns) > 1 and any(left_out):
+            found["models"] = (
+                f"`interval`={self._interval} counts the calls with all models: on those with one of them it has never "
+                "fallen, and nothing is added there. Make a penalty for each model."
             )
         return found
