@@ -20,10 +20,13 @@ FILE = "lipschitz_penalty_{}.bin"
 
 
 class _Prepared(NamedTuple):
-    """A penalty's place in the checkpoints of an accelerator, the models that this had then, and the hooks on it."""
+    """A penalty's place in the checkpoints of an accelerator, what this had prepared then, and the hooks on it.
+
+    Optimizers, whose wrappers are made anew where the same model is prepared again; models where there is none.
+    """
 
     place: int
-    models: list[weakref.ref[Any]]
+    held: list[weakref.ref[Any]]
     hooks: list[Any]
 
 
@@ -74,21 +77,21 @@ def prepare_penalty(accelerator: Accelerator, penalty: LipschitzPenalty) -> Lips
             "Expected argument `accelerator` to train without DeepSpeed ZeRO-3, which fails with several forwards in "
             "one backward (microsoft/DeepSpeed issue 5321). Choose ZeRO-1 or ZeRO-2, or FSDP2, in its configuration."
         )
-    models = getattr(accelerator, "_models", [])
-    prepared = _without_freed(_PREPARED.get(accelerator, []), models)
+    models, optimizers = (getattr(accelerator, name, []) for name in ("_models", "_optimizers"))
+    prepared = _without_freed(_PREPARED.get(accelerator, []), [*models, *optimizers])
     place = next(i for i in range(len(prepared) + 1) if i not in {other.place for other in prepared})
     name = FILE.format(place)
     hooks = [  # which run on every process
         accelerator.register_save_state_pre_hook(_Save(accelerator, penalty, name)),
         accelerator.register_load_state_pre_hook(_Load(penalty, name)),
     ]
-    _PREPARED[accelerator] = [*prepared, _Prepared(place, [weakref.ref(model) for model in models], hooks)]
+    _PREPARED[accelerator] = [*prepared, _Prepared(place, [*map(weakref.ref, optimizers or models)], hooks)]
     return penalty
 
 
-def _without_freed(prepared: list[_Prepared], models: list[Any]) -> list[_Prepared]:
-    """Let go of the penalties whose models the accelerator has let go of, and return the others."""
-    kept = [p for p in prepared if not p.models or any(model() is m for model in p.models for m in models)]
+def _without_freed(prepared: list[_Prepared], held: list[Any]) -> list[_Prepared]:
+    """Let go of the penalties whose optimizers, or models, the accelerator has let go of, and return the others."""
+    kept = [p for p in prepared if not p.held or any(ref() is one for ref in p.held for one in held)]
     for freed in prepared:
         if freed not in kept:
             for hook in freed.hooks:

@@ -475,3 +475,44 @@ def test_what_cancels_inside_makes_no_bound_too_large(kind, radius):
     assert 0.999 * exact < lipschitz_lower_bound(net, x, radius=radius) <= exact * (1 + 1e-9)
     assert torch.get_default_dtype() == torch.float32
     assert torch.full((1,), 1.0).dtype == torch.float32
+
+
+class Packed(nn.Module):
+    """A scale that is held as bytes, and weights that are drawn anew from a seed."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.register_buffer("bytes", torch.tensor([3.0]).view(torch.uint8))
+
+    def weights(self):
+        if self.kind == "bytes":
+            return self.bytes.view(torch.float32) * torch.eye(4)
+        return torch.randn(4, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float32)
+
+    def forward(self, x):
+        return x @ self.weights().to(x.dtype)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "seed"])
+def test_double_precision_reads_the_same_bits_and_draws_the_same_numbers(kind):
+    net, x = Packed(kind), draw(64, 4, dtype=torch.float32)
+    exact = torch.linalg.matrix_norm(net.weights().double(), 2).item()
+    for radius in (None, 0.1):
+        assert 0.99 * exact < lipschitz_lower_bound(net, x, radius=radius) <= exact * (1 + 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The gradient of argument `model` to its input is NaN")
+def test_a_gradient_that_does_not_exist_is_told():
+    """Of distances at zero; as it was, no point moved, and only radius 0 told."""
+
+    head = nn.Linear(5, 2)
+
+    def distances(x):
+        return head(((x[:, :, None] - x[:, None]) ** 2).sum(-1).sqrt().sum(2))
+
+    x = draw(8, 5, 3, dtype=torch.float32)
+    with pytest.warns(UserWarning, match="to its input is NaN or infinite"):
+        LipschitzPenalty("tv", radius=0.1)(distances, x)
+    with pytest.warns(UserWarning, match="`operator_norm` has no value there"):
+        operator_norm(distances, x)

@@ -99,3 +99,13 @@ def test_rows_keep_their_order_where_all_are_taken_and_those_with_nan_come_last(
 def test_wrong_margins_are_refused(y, count, error, words):
     with pytest.raises(error, match=words):
         smallest_margins(y, count)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (8,)])
+def test_one_class_has_no_root_probabilities(shape):
+    """All of them are 1: as it was, the penalty was zero without a word."""
+    with pytest.raises(ValueError, match=r"`y` to hold logits of two classes or more, .*torch.cat\(\[z, 0 \* z\], 1\)"):
+        root_probabilities(torch.randn(shape))
+    z = torch.randn(8, 1)
+    of_two = root_probabilities(torch.cat([z, 0 * z], 1)) ** 2
+    torch.testing.assert_close(of_two[:, 0], z[:, 0].sigmoid())

@@ -133,7 +133,10 @@ def check_normalization(normalization: Any) -> Units | None:
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
-    values = values.squeeze().tolist() if isinstance(values, Tensor) else values  # also of shape (C, 1, 1)
+    if isinstance(values, Tensor):  # of shape (C,), (C, 1, 1) or (1, C, 1, 1), but not of the last of several axes
+        if values.dim() > 2 and values.shape[-1] > 1:
+            raise TypeError
+        values = values.squeeze().tolist()
     values = [values] if isinstance(values, numbers.Real) else list(values)
     if any(isinstance(v, (bool, str)) or not isinstance(v, numbers.Real) for v in values):
         raise TypeError

@@ -110,11 +110,17 @@ def root_probabilities(y: Any, dim: int = -1) -> Tensor:
 
     Raises:
         TypeError: If the model returns no floating tensor there.
+        ValueError: If there are less than two classes, whose probabilities would all be 1.
 
     References:
         Not in the report. M. S. Nikulin, *Hellinger distance*, Encyclopedia of Mathematics.
     """
     logits = at_least_single(_logits(y))
+    if logits.dim() < 2 or logits.shape[dim] < 2:
+        raise ValueError(
+            f"Expected argument `y` to hold logits of two classes or more, but got {tuple(logits.shape)}: of one, all "
+            "probabilities are 1. For one logit z, shape (N, 1), as of a sigmoid, pass torch.cat([z, 0 * z], 1)."
+        )
     # Not softmax().sqrt(), whose gradient is NaN where a probability vanishes.
     return torch.exp(logits.log_softmax(dim) / 2)
 

@@ -320,7 +320,8 @@ class LipschitzPenalty:
         call = self._state.calls if moves else max(0, self._state.calls - 1)  # the last one's random numbers again
         if call % self.settings.interval:
             self._state.calls += moves
-            self._backwards.skip(model)
+            if moves:
+                self._backwards.skip(model)
             return torch.zeros((), dtype=torch.float32, device=x.device)
         generator = self._state.generator(x.device, self.settings.seed, call)
         looks = Looks(self.settings, self._state, self._inspector, self._watch, self._batches)

@@ -264,3 +264,20 @@ def test_directions_of_large_inputs_are_not_rounded_away(input_norm, size):
         bounds.append(factor * lipschitz_lower_bound(model, factor * x, radius=0.0, input_norm=input_norm))
     assert values[1] == pytest.approx(values[0], rel=0.02)  # other random starts round in another way
     assert bounds[1] == pytest.approx(bounds[0], rel=1e-3)
+
+
+def test_points_closer_than_their_offset_resolves_are_told():
+    """Pairs of data points, of one day in Unix seconds say; measured without the mean, all is exact."""
+    x, net = 1.7e9 + 2.5e4 * torch.randn(64, 1, dtype=torch.float64), nn.Linear(1, 1, bias=False)
+    z = ((x - 1.7e9) / 2.5e4).float()
+    with pytest.warns(UserWarning, match=r"lie .* apart, .*\(0, std\) measures them without their mean"):
+        LipschitzPenalty("max", normalization=(1.7e9, 2.5e4), scale=1)(net, z)
+    penalty = LipschitzPenalty("max", normalization=(0, 2.5e4), scale=1)
+    penalty(net, z)  # warnings are errors
+    assert penalty.estimate.item() == pytest.approx(net.weight.abs().item() / 2.5e4, rel=1e-3)
+
+
+def test_statistics_of_the_last_axis_are_refused():
+    """As it was, they were taken for those of axis 1 where both are as long."""
+    with pytest.raises(TypeError, match=r"`normalization` to be .*one number per channel"):
+        LipschitzPenalty("tv", normalization=(torch.zeros(1, 1, 5), torch.ones(1, 1, 5)))

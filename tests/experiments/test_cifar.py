@@ -381,8 +381,10 @@ JUDGED = (
     "tv-quarter-30",
     "tv-wide-quarter",
     "tv-half-alternate",
+    "tv-whole-17",
     "tv-whole",
     "tv-whole-30",
+    "tv-whole-35",
 )
 
 

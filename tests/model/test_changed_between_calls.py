@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from zoo import Counting, Seen, mlp, penalty_of, same, traces
 
-from torchlipreg.inspection.inspector import Inspector
+from torchlipreg.inspection.inspector import OFTEN, Inspector
 from torchlipreg.inspection.reuse import AGAIN
 from torchlipreg.model.parts.modules import as_found
 
@@ -372,3 +372,34 @@ def test_a_model_at_the_place_of_one_that_is_no_more_is_another():
         pytest.skip("no place in memory was used again")
     assert as_found([net]) == as_found([net])
     assert as_found([net]) != before
+
+
+class Averaging:
+    """A trainer that copies an average of its model anew in each step."""
+
+    def __init__(self, net):
+        self.net, self.average = net, None
+
+    def predict(self, x):
+        self.average = copy.deepcopy(self.net)
+        return self.net(x)
+
+
+class Remaking(Trunk):
+    def forward(self, x):
+        self.activation = nn.ReLU()
+        return self.activation(super().forward(x))
+
+
+@pytest.mark.parametrize("kind", ["method", "module"])
+def test_a_model_whose_parts_are_others_in_each_call_is_not_looked_at_in_each(kind, monkeypatch):
+    looks, look = [], Inspector.look
+    monkeypatch.setattr(Inspector, "look", lambda *args, **how: looks.append(1) or look(*args, **how))
+    net, penalty = (Remaking() if kind == "module" else Trunk()), penalty_of("tv")
+    trainer = Averaging(net)
+    for _ in range(3 * AGAIN):
+        trainer.average = copy.deepcopy(net)
+        if kind == "module":
+            net.activation = nn.ReLU()
+        penalty(net if kind == "module" else trainer.predict, torch.randn(4, 6))
+    assert 1 <= len(looks) <= OFTEN + 4

@@ -26,7 +26,7 @@ def advice(verdict: str, share: float, weight: float) -> str:
         )
     return (
         f"The penalty holds the outputs under half of what the task wants: in {LOOKS} looks its gradient was as large "
-        f"as the task's (now {share:.2g} times), and the model is next to constant. Lower the `weight`, or bring it in "
-        "with `WeightWarmup`; check that `radius` and `scale` are in the units of the inputs, and where these are "
-        "normalised, give `normalization`=(mean, std)."
+        f"as the task's (now {share:.2g} times), and the model is next to constant, if the loss is a mean over rows. "
+        "Lower the `weight`, or bring it in with `WeightWarmup`; check that `radius` and `scale` are in the units of "
+        "the inputs, and where these are normalised, give `normalization`=(mean, std)."
     )

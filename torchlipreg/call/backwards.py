@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,10 @@ class Backwards:
         self._interval, self.any = interval, False
         self._without = 0  # calls whose value none has come through
         self._calls = self._agreeing = 0  # in a step; steps with as many
-        self._turns: dict[int, list[int]] = {}  # by a model's id: calls that were skipped, and computed
+        self._turns: dict[weakref.ref[nn.Module], list[int]] = {}  # calls with a model: skipped, and computed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_turns": {}}  # of models that a copy does not have
 
     def start_anew(self) -> None:
         """Forget the calls that met none: a state was loaded."""
@@ -39,11 +43,17 @@ class Backwards:
 
     def _turn(self, model: Any, computed: int) -> None:
         if self._interval > 1 and isinstance(model, nn.Module):  # a lambda may be another in each call
-            self._turns.setdefault(id(model), [0, 0])[computed] += 1
+            if (ref := weakref.ref(model)) not in self._turns:
+                self._turns = {**self._living(), ref: [0, 0]}
+            self._turns[ref][computed] += 1
+
+    def _living(self) -> dict[weakref.ref[nn.Module], list[int]]:
+        return {ref: turns for ref, turns in self._turns.items() if ref() is not None}
 
     def follow(self, penalty: Tensor, state: PenaltyState, model: Any, *, moves: bool) -> None:
         """Wait for the backward of what a call returns, which has not been noted in the state."""
-        self._turn(model, 1)
+        if moves:
+            self._turn(model, 1)
         self._without += moves and penalty.requires_grad
         if penalty.requires_grad and (not self.any or self._interval > 1):
             note = partial(self._note, state, state.calls, counts=moves)
@@ -70,8 +80,8 @@ class Backwards:
                 "on the first, and the others add nothing. If they are of other data, as two views, or real and fake, "
                 "make a penalty for each; if they are batches that accumulate, all is well."
             )
-        left_out = (not computed and skipped >= ENOUGH * self._interval for skipped, computed in self._turns.values())
-        if len(self._turns) > 1 and any(left_out):
+        turns = self._living().values()
+        if len(turns) > 1 and any(not computed and skipped >= ENOUGH * self._interval for skipped, computed in turns):
             found["models"] = (
                 f"`interval`={self._interval} counts the calls with all models: on those with one of them it has never "
                 "fallen, and nothing is added there. Make a penalty for each model."

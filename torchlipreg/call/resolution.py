@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from torchlipreg.geometry.quotient import Resolution, distance_floor
 from torchlipreg.inspection.seen import Seen
 from torchlipreg.tensor_checks import check_values
 
+NEAR = 4  # times the floor: under such a mean distance many pairs are closer than the floor
 ANOTHER = 8  # times the floor, or more: another precision; less is the scale of another batch
 
 
@@ -66,6 +69,12 @@ def _first(
             f"`radius`={radius:g} is less than {dtype} resolves for inputs of norm {scale:.3g} ({floor:.2g}): "
             "the limit ε → 0, the directional derivative, is computed instead. Pass radius=0 to ask for it."
         )
+    if radius is None and 0 < (apart := _distance(settings, points)) < NEAR * floor:
+        state.warn_once(
+            f"Points of the first batch lie {apart:.2g} apart, and {dtype} resolves {floor:.2g} for inputs of norm "
+            f"{scale:.3g}: quotients of closer pairs are held down, and pairs drawn anew. Take a constant off the "
+            "inputs; with `normalization`, (0, std) measures them without their mean. Or train in float64."
+        )
     return Resolution(radius, floor)
 
 
@@ -91,6 +100,11 @@ def look_at_precision(settings: Settings, state: PenaltyState, dtype: torch.dtyp
 
 def _mean_norm(settings: Settings, points: Tensor) -> Tensor:
     return row_norm(points, settings.input_norm).sum() / max(1, len(points))
+
+
+def _distance(settings: Settings, points: Tensor) -> float:
+    """Return the mean distance of a point from the next one in the batch, infinity for less than two."""
+    return float(row_norm(points - points.roll(1, 0), settings.input_norm).mean()) if len(points) > 1 else math.inf
 
 
 def points_needed(radius: float | None) -> int:

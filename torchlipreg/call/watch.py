@@ -38,9 +38,10 @@ class Watch:
     A penalty is *inert* if the share stays under 1e-4. It is *ruinous* if the share is over 0.2 and the task still
     pulls the outputs apart: |⟨∇W, W⟩| / Var(outputs) > 2, where W is the last weight matrix and ∇ the gradient of the
     task's loss. For a squared error whose outputs are k times the right ones this is 2 (1/k − 1): 2 means half the
-    right size; for the cross-entropy of nearly equal logits it is one over their distance. The share alone cannot tell:
-    where a training comes to rest the two gradients cancel, and it is about 1 whatever the weight. It is *rounded* if
-    it measures what the machine rounds of large outputs: see :func:`torchlipreg.call.looks.rounding`.
+    right size; for the cross-entropy of nearly equal logits it is one over their distance. That is for a loss averaged
+    over the rows: one that is added up over them, or has another factor, is judged by that. The share alone cannot
+    tell: where a training comes to rest the two gradients cancel, and it is about 1 whatever the weight. It is
+    *rounded* if it measures what the machine rounds of large outputs: see :func:`torchlipreg.call.looks.rounding`.
 
     Attributes:
         share: The last that is known; None before the first.

@@ -17,12 +17,23 @@ def identity(model: Any) -> Any:
 
     A model that is cast to another precision is another one, and so is one of which a module is exchanged.
     """
-    function = model
-    while isinstance(function, (functools.partial, MethodType)):
-        function = function.func if isinstance(function, functools.partial) else function.__func__
-    layers = [type(layer) for layer in function] if type(function) is nn.Sequential else []
-    code, parts = function.__code__ if isinstance(function, FunctionType) else None, parts_of(model)
+    (code, _), root = rough_identity(model)
+    layers, parts = [type(layer) for layer in root] if type(root) is nn.Sequential else [], parts_of(model)
     return code, parameter_dtype(m for m in parts if isinstance(m, nn.Module)), *layers, *map(id, parts)
+
+
+def rough_identity(model: Any) -> tuple[Any, Any]:
+    """Return what stays where a model's parts are others in each call, and the object that has to be alive for it.
+
+    As where the object of a method holds an average of the model that is copied anew, or a forward makes an activation.
+    Two lambdas of the same code are the same.
+    """
+    while isinstance(model, functools.partial):
+        model = model.func
+    function, root = (model.__func__, model.__self__) if isinstance(model, MethodType) else (model, model)
+    code = function.__code__ if isinstance(function, FunctionType) else None
+    root = None if isinstance(root, FunctionType) else root
+    return (code, None if root is None else id(root)), root
 
 
 def parts_of(model: Any) -> list[Any]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from torchlipreg.geometry.pairs import finite_copy
 from torchlipreg.inspection.closeness import TOLERANCE, close, differs
-from torchlipreg.inspection.identity import identity, parts_of
+from torchlipreg.inspection.identity import identity, parts_of, rough_identity
 from torchlipreg.inspection.operations import NARROW, Observer, Weights, Writes, observing
-from torchlipreg.inspection.probes import half, of_gradient, of_norms, of_other_rows, value_at
+from torchlipreg.inspection.probes import Gradient, half, of_gradient, of_norms, of_other_rows, value_at
 from torchlipreg.inspection.reuse import AGAIN
 from torchlipreg.inspection.seen import WRITTEN, Seen, not_finite, random_values
 from torchlipreg.model.function import FixedFunction
@@ -21,20 +21,30 @@ from torchlipreg.model.internals.randomness import forked, generator_states
 from torchlipreg.model.internals.to_host import Later
 from torchlipreg.model.parts.modules import compute_dtype
 
+OFTEN = 16  # looks, after which a model is known by its root alone, where its parts are others in each call
 COUPLING = 1e-3  # of the largest output: a row that moves by more with the others depends on them (half: 32 times)
 
 
 class Inspector:
-    """Looks at each model once, before its first call, and at whether it is random again in every 64th call."""
+    """Looks at each model once, before its first call, and at whether it is random again in every 64th call.
+
+    One whose parts are others in each call is looked at 16 times, and then in every 64th call.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[Any, tuple[Seen, list[weakref.ref[Any]]]] = {}
         self._later = Later()
-        self._calls = 0
+        self._calls = self._looks = 0
 
     def known(self, model: Callable[..., Any]) -> Seen | None:
         """Return what was seen of a model; None if it has not been looked at, or without the gradients that are on."""
-        seen, parts = self._seen.get(identity(model), (None, []))
+        seen = self._find(identity(model))
+        if seen is None and self._looks > OFTEN + self._calls // AGAIN:  # another in each call: a look is dear
+            seen = self._find(rough_identity(model)[0])
+        return seen
+
+    def _find(self, key: Any) -> Seen | None:
+        seen, parts = self._seen.get(key, (None, []))
         if seen is None or (torch.is_grad_enabled() and not seen.with_gradient):
             return None
         return None if any(part() is None for part in parts) else seen  # another may have got a dead one's id
@@ -83,7 +93,7 @@ class Inspector:
             whole = part is not None and value_at(part.uncompiled(), x[: half(x)]) is None
             with observing(f, writes):  # at points where the loop's forward has not written the same
                 coupled, varies = of_other_rows(f, x, y, 32 * COUPLING if observer.dtype in NARROW else COUPLING)
-            graph, no_path, flat = of_gradient(f, x, y) if gradient and not f.state.is_sharded else (True, False, False)
+            slope = of_gradient(f, x, y) if gradient and not f.state.is_sharded else Gradient()
             norms = of_norms(f, x) if follow and f.follows else None
         sure = error is None
         coupled = coupled or f.state.norms.depends_on_batch  # be its effect zero at first, or a batch of one
@@ -94,9 +104,10 @@ class Inspector:
             draws=draws,
             error=error,
             coupled=coupled and sure,
-            graph=graph,
-            no_path=no_path and sure,
-            flat=flat and varies,
+            graph=slope.graph,
+            no_path=slope.no_path and sure,
+            flat=slope.flat and varies,
+            undefined=slope.undefined and sure,
             whole=whole,
             written=writes.lasting or (weights.replaced if sure else None),
             norms=norms,
@@ -105,14 +116,18 @@ class Inspector:
         )
         self._seen = {key: entry for key, entry in self._seen.items() if all(part() is not None for part in entry[1])}
         self._seen[key] = seen, [weakref.ref(part) for part in parts_of(model)]
+        rough, root = rough_identity(model)
+        if root is None or hasattr(type(root), "__weakref__"):
+            self._seen[rough] = seen, [] if root is None else [weakref.ref(root)]
+        self._looks += 1
         return seen
 
     def note(self, model: Callable[..., Any], **found: Any) -> None:
         """Change what was seen of a model, unless a forward has made another of it."""
-        key = identity(model)
-        if key in self._seen:
-            seen, parts = self._seen[key]
-            self._seen[key] = seen._replace(**found), parts
+        for key in (identity(model), rough_identity(model)[0]):
+            if key in self._seen:
+                seen, parts = self._seen[key]
+                self._seen[key] = seen._replace(**found), parts
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}}  # by identities, which a copy does not have

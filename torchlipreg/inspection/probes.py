@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -29,8 +31,17 @@ def of_other_rows(f: FixedFunction, x: Tensor, y: Tensor, tolerance: float) -> t
     return not close(y[stays], moved[stays], tolerance), not torch.equal(y[~stays], moved[~stays])
 
 
-def of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool, bool]:
-    """Say whether y has a graph, whether that misses x though y depends on x, and whether the gradient to x is zero."""
+class Gradient(NamedTuple):
+    """What the gradient to the input is: see :class:`torchlipreg.inspection.seen.Seen`."""
+
+    graph: bool = True
+    no_path: bool = False
+    flat: bool = False
+    undefined: bool = False
+
+
+def of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> Gradient:
+    """Say whether y has a graph, whether that misses x though y depends on x, and whether the gradient to x is good."""
     slope = None
     with torch.enable_grad():
         z = x.detach().requires_grad_()
@@ -40,9 +51,9 @@ def of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[bool, bool, boo
             weights = torch.arange(1, value.numel() + 1, device=value.device, dtype=value.dtype).cos().view_as(value)
             (slope,) = torch.autograd.grad(value, z, weights, allow_unused=True)
     if slope is not None:
-        return True, False, not slope.any()
+        return Gradient(flat=not slope.any(), undefined=not slope.isfinite().all())
     elsewhere = value_at(f, torch.zeros_like(x))
-    return value.requires_grad, elsewhere is None or not close(y, elsewhere), False
+    return Gradient(value.requires_grad, no_path=elsewhere is None or not close(y, elsewhere))
 
 
 def of_norms(f: FixedFunction, x: Tensor) -> str | None:

@@ -23,6 +23,7 @@ class Seen(NamedTuple):
         graph: The output requires a gradient.
         no_path: Its values depend on the input, but autograd finds no path there.
         flat: There is a path, but the gradient to the input is zero, though the outputs differ from point to point.
+        undefined: At some point the gradient to the input is NaN or infinite, though the outputs are finite.
         whole: It takes the loop's batch, but no part of it.
         written: The operation that writes into what nobody puts back, and the shape of that; None without one.
         norms: What the user should know about norms in train mode; None if there is nothing.
@@ -40,6 +41,7 @@ class Seen(NamedTuple):
     graph: bool
     no_path: bool
     flat: bool
+    undefined: bool
     whole: bool
     written: str | None
     norms: str | None
@@ -53,6 +55,7 @@ class Seen(NamedTuple):
             "coupled": COUPLED_ROWS if self.coupled else None,
             "hidden": HIDDEN_INPUT if self.no_path and self.graph else None,  # without a graph an ascent says so
             "flat": FLAT if self.flat else None,
+            "undefined": UNDEFINED if self.undefined else None,
             "written": self.written and WRITTEN.format(self.written),
             "norms": self.norms,
         }
@@ -79,6 +82,12 @@ FLAT = (
     "The gradient of argument `model` to its input is zero on the first batch, though its outputs differ: it rounds, "
     "saturates, or a gate is at zero. As long as that lasts, points cannot move uphill, and only random directions are "
     "seen."
+)
+UNDEFINED = (
+    "The gradient of argument `model` to its input is NaN or infinite at points of the first batch, though its outputs "
+    "are finite, as that of a square root, a norm or a distance is at 0. Such points cannot move uphill, and only "
+    "random directions are seen; `operator_norm` has no value there. Keep the model off them, as by sqrt(x + 1e-6), "
+    "or, behind torch.where, on both of its sides."
 )
 WRITTEN = (
     "A forward of argument `model` writes into a tensor that was there before it and is no buffer ({}): what forwards "

@@ -22,7 +22,7 @@ FAMILIES = {  # a knob turned: recipes in its order
         "#0072B2",
         "o",
     ),
-    "tv on the whole batch, weight": (("tv-whole", "tv-whole-30"), "#000099", "D"),
+    "tv on the whole batch, weight": (("tv-whole-17", "tv-whole", "tv-whole-30", "tv-whole-35"), "#000099", "D"),
     "tv of weight 10, share": (("tv-fourth", "tv-eighth", "tv-quarter-10"), "#009E73", "o"),
     "tv on logits, a quarter": (("logits-quarter",), "#0072B2", "*"),
 }

@@ -22,7 +22,7 @@ OURS = (
         "tv-fourth",
         "tv-tenth",
     ),
-    *("logits-quarter", "tv-whole-17", "tv-whole", "tv-whole-30"),
+    *("logits-quarter", "tv-whole-17", "tv-whole", "tv-whole-30", "tv-whole-35"),
 )
 
 

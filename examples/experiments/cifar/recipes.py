@@ -73,6 +73,7 @@ OURS = {
     "tv-whole-17": tv(17),
     "tv-whole": tv(20),
     "tv-whole-30": tv(30),
+    "tv-whole-35": tv(35),
 }
 KNOBS = {  # of the frontier: ε of training, β, the weight
     "fgsm-4": fgsm(4),
