@@ -23,7 +23,7 @@ class Seen(NamedTuple):
         graph: The output requires a gradient.
         no_path: Its values depend on the input, but autograd finds no path there.
         flat: There is a path, but the gradient to the input is zero, though the outputs differ from point to point.
-        undefined: At some point the gradient to the input is NaN or infinite, though the outputs are finite.
+        undefined: At some point the gradient to the input is NaN, though the outputs are finite.
         whole: It takes the loop's batch, but no part of it.
         written: The operation that writes into what nobody puts back, and the shape of that; None without one.
         norms: What the user should know about norms in train mode; None if there is nothing.
@@ -84,8 +84,8 @@ FLAT = (
     "seen."
 )
 UNDEFINED = (
-    "The gradient of argument `model` to its input is NaN or infinite at points of the first batch, though its outputs "
-    "are finite, as that of a square root, a norm or a distance is at 0. Such points cannot move uphill, and only "
+    "The gradient of argument `model` to its input is NaN at points of the first batch, though its outputs are finite, "
+    "as that of the root of a square, a norm or a distance is at 0. Such points cannot move uphill, and only "
     "random directions are seen; `operator_norm` has no value there. Keep the model off them, as by sqrt(x + 1e-6), "
     "or, behind torch.where, on both of its sides."
 )
