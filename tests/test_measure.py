@@ -478,16 +478,16 @@ def test_what_cancels_inside_makes_no_bound_too_large(kind, radius):
 
 
 class Packed(nn.Module):
-    """A scale that is held as bytes, and weights that are drawn anew from a seed."""
+    """Scales that are held as bytes, or weights that are drawn anew from a seed."""
 
     def __init__(self, kind):
         super().__init__()
         self.kind = kind
-        self.register_buffer("bytes", torch.tensor([3.0]).view(torch.uint8))
+        self.register_buffer("bytes", torch.tensor([3.0, 3.0]).view(torch.uint8))
 
     def weights(self):
         if self.kind == "bytes":
-            return self.bytes.view(torch.float32) * torch.eye(4)
+            return torch.eye(4)[:, :2] * self.bytes.view(torch.float32)  # of float64 it would be one number, 32
         return torch.randn(4, 4, generator=torch.Generator().manual_seed(7), dtype=torch.float32)
 
     def forward(self, x):
