@@ -13,7 +13,6 @@ from torchlipreg.checks import check_callable
 from torchlipreg.geometry.units import Units
 from torchlipreg.model.frozen import FrozenState
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.internals.double import InDouble
 from torchlipreg.model.internals.recomputation import recomputing_under
 from torchlipreg.model.internals.switches import (
     checkpoint_hook,
@@ -104,8 +103,6 @@ def fixed_function(
         stack.enter_context(no_cached_weights.held())
         if eager:
             stack.enter_context(forward_mode_kernels.held())
-        if double:
-            stack.enter_context(InDouble())
         may_hold_more = stack.enter_context(state.applied())
         if meet or not isinstance(core, nn.Module) or (may_hold_more and not any(map(runs_compiled, modules))):
             stack.enter_context(state.meeting())
