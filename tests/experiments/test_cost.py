@@ -142,7 +142,8 @@ def command_tail():
 def test_page_is_written(quick):
     from examples.experiments.cost.report import page_table
 
-    results, folder = quick
+    _, folder = quick
+    results = json.loads((folder / "new" / "r.json").read_text())  # rounded once more, a time may round otherwise
     text = (folder / "page.md").read_text()
     assert text.startswith("a\n<!-- benchmark_step -->\n| time per step")
     assert text.endswith("\n<!-- /benchmark_step -->\nb\n")
