@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from scripts import TIMEOUT, end, output, wait_for
+from scripts import ABORTED_AT_EXIT, TIMEOUT, end, output, wait_for
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -35,7 +35,13 @@ def losses(text):
 
 
 def test_ddp_minimal(torchrun):
-    found = losses(output(torchrun(*local(EXAMPLES / "ddp_minimal.py"))))
+    try:
+        text = output(torchrun(*local(EXAMPLES / "ddp_minimal.py")))
+    except AssertionError as error:
+        if ABORTED_AT_EXIT not in str(error):
+            raise
+        text = output(torchrun(*local(EXAMPLES / "ddp_minimal.py")))
+    found = losses(text)
     assert len(found) == 5
     assert found[-1] < 0.8 * found[0]
 

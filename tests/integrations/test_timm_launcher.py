@@ -17,6 +17,7 @@ import timm.task
 import timm.utils
 import torch
 from PIL import Image
+from scripts import ABORTED_AT_EXIT
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from torchlipreg import LipschitzPenalty
@@ -32,9 +33,6 @@ LAUNCH = ["-m", "torchlipreg.integrations.timm"]
 RAW = ["--lip-normalization", "0", "1"]
 STRONG = ["--lip-method", "max", "--lip-weight", "10", "--lip-num-pairs", "4"]
 TIMEOUT = 150  # seconds; a run takes about ten
-# A thread of gloo that lets go of a tensor while Python shuts down (pytorch/pytorch#190489): once in hundreds of runs
-# on a busy machine, after all work is done. Worth a second run, which writes the same files.
-ABORTED_AT_EXIT = "terminate called without an active exception"
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm's ImageFolder leaves them open
 
 
