@@ -3,6 +3,7 @@
 import contextlib
 import math
 import sys
+from functools import partial
 
 import oracles
 import pytest
@@ -466,6 +467,32 @@ def test_what_cancels_inside_makes_no_bound_too_large(radius):
     assert 0.999 * exact < lipschitz_lower_bound(net, x, radius=radius) <= exact * (1 + 1e-9)
     assert torch.get_default_dtype() == torch.float32
     assert torch.full((1,), 1.0).dtype == torch.float32
+
+
+CANCELLING = {  # by a number that is added and taken off again: the identity
+    "float64": (torch.float64, lambda x, c: (x + c) - c),
+    "behind a cast": (torch.float32, lambda x, c: ((x.float() + c) - c).to(x)),
+    "a number of its own": (torch.float32, lambda x, c: (x + torch.tensor(c)).float() - c),
+}
+
+
+OFFSETS = {"float64": (1e-8, 1.0, 1e3, 1e5, 1e8), "behind a cast": (1.0, 1e3), "a number of its own": (1.0, 1e3)}
+
+
+@pytest.mark.parametrize("radius", [None, 1e-1, 1e-3, 1e-6])
+@pytest.mark.parametrize(("kind", "offset"), [(kind, offset) for kind in OFFSETS for offset in OFFSETS[kind]])
+def test_an_offset_inside_makes_no_bound_too_large(kind, offset, radius):
+    dtype, f = CANCELLING[kind]
+    found = lipschitz_lower_bound(partial(f, c=offset), draw(64, 4, dtype=dtype), radius=radius)
+    assert 0.99 <= found <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("radius", [None, 0.5])
+def test_what_derivatives_do_not_show_counts_by_its_values(radius):
+    """A step is steeper than the slopes beside it, and a detached part moves outputs, too."""
+    x = draw(64, 4)
+    assert lipschitz_lower_bound(lambda z: z + 10 * (z > 0.25), x, radius=radius) > 10
+    assert lipschitz_lower_bound(lambda z: z + z.detach(), x, radius=radius) == pytest.approx(2.0, rel=1e-6)
 
 
 class Packed(nn.Module):

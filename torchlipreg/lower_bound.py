@@ -31,6 +31,9 @@ from torchlipreg.tensor_checks import check_values, in_raw_units
 
 ROUNDING = 16  # machine epsilons of an output that a forward may be off, where it cannot be had in float64
 ROWS = 32  # at which a model is asked for the same values twice
+BORNE_OUT = 8  # pairs, those with the largest quotients, on whose way from point to point slopes are taken
+PLACES = 17  # on that way
+STEP = 2.0  # a quotient that is so many times the slopes is a step between the places, or all rounding
 SHRINK = 0.01  # from the distance of two data points to this part of it, geometrically over the steps
 
 
@@ -106,9 +109,28 @@ class Search:
             if pairs.x.device.type != "mps":  # which has no float64
                 # A model may refuse float64 in its own way.
                 with contextlib.suppress(Exception), self._fixed(eager=limit, double=True) as f:
-                    return less_rounding(pairs.map(Tensor.double), replace(q, f=f.uncompiled()), f)
+                    wide = pairs.map(Tensor.double)
+                    quotients, error = less_rounding(wide, replace(q, f=f.uncompiled()), f)
+                    return quotients.amax() if limit else self._borne_out(wide, quotients, error, q)
             with self._fixed(eager=limit) as f:
-                return less_rounding(pairs, replace(q, f=f.uncompiled()), f)
+                return less_rounding(pairs, replace(q, f=f.uncompiled()), f)[0].amax()
+
+    def _borne_out(self, pairs: PairSet, quotients: Tensor, error: float, q: PairQuotient) -> Tensor:
+        """Return the largest quotient, 0-dim, or what the slopes on the way between its points leave of it.
+
+        Large numbers that cancel inside of a model leave their rounding in differences; derivatives are off by their
+        relative ``error`` alone.
+        """
+        largest = (quotients.amax(1) if quotients.dim() == 2 else quotients).topk(min(BORNE_OUT, len(quotients)))
+        pairs, quotients = pairs.map(lambda z: z[largest.indices]), quotients[largest.indices]
+        in_float64 = partial(self._fixed, eager=True, double=True)
+        with contextlib.suppress(Exception):  # a layer may have no derivative in forward mode
+            with in_float64() as f:
+                slopes = replace(q, f=f).steepest(pairs, PLACES) * (1 - error)
+            found = torch.where(quotients > STEP * slopes, quotients, torch.minimum(quotients, slopes)).amax()
+            if not has_surrogate(in_float64, pairs.x, bounds=self.bounds):
+                return found
+        return quotients.amax()
 
 
 class Best:
@@ -134,13 +156,16 @@ class Best:
         return difference, u
 
 
-def less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
-    """Return the largest quotient less what rounding may add to it, 0-dim.
+def less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> tuple[Tensor, float]:
+    """Return quotients less what rounding may add to them, shape (N,), or (N, positions), and how much that is.
 
     Args:
         pairs: Shape (N, *).
         q: The quotient, of f without ``torch.compile``.
         f: The model as a fixed function.
+
+    Returns:
+        The quotients, and the error of an output relative to its size.
     """
     observer = Observer()
     with observing(f, observer):
@@ -149,9 +174,9 @@ def less_rounding(pairs: PairSet, q: PairQuotient, f: FixedFunction) -> Tensor:
     dtype = observer.dtype or at_x.dtype  # less precision inside, which a wider output hides
     error = 0.0 if dtype == torch.float64 and q.resolution.limit else ROUNDING * torch.finfo(dtype).eps
     if q.resolution.limit:  # no difference of rounded values: a derivative is off in proportion to itself
-        return q.of(q.difference(pairs) * max(0.0, 1 - error), pairs).amax()
+        return q.of(q.difference(pairs) * max(0.0, 1 - error), pairs), error
     difference = (at_x_prime - at_x).abs() - error * (at_x.abs() + at_x_prime.abs())
-    return q.of(difference.clamp_min(0), pairs).amax()
+    return q.of(difference.clamp_min(0), pairs), error
 
 
 def check_derivative(

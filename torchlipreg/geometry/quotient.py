@@ -109,6 +109,15 @@ class PairQuotient:
             )
         return at_x_prime if at_x is None else at_x_prime - at_x
 
+    def steepest(self, pairs: PairSet, places: int) -> Tensor:
+        """Return the largest ‖J v‖ / ‖v‖ at so many places from xᵢ to x′ᵢ, v = x′ᵢ − xᵢ: the shape of the quotients.
+
+        f(x′) − f(x) is the mean of J v on that way, so that no quotient is larger than all ‖J v‖ / ‖v‖ on it.
+        """
+        v = pairs.x_prime - pairs.x
+        ways = torch.linspace(0, 1, places).tolist()
+        return torch.stack([self.of(directional_derivative(self.f, pairs.x + t * v, v), pairs) for t in ways]).amax(0)
+
     # What an ascent climbs: yᵢ and uᵢ, whose gradient it follows is that of Σ ⟨uᵢ, yᵢ⟩ with u held fixed.
 
     def square(self, pairs: PairSet) -> tuple[Tensor, Tensor]:
