@@ -360,6 +360,8 @@ class LipschitzPenalty:
         verdict, share = self._watch.verdict(), self._watch.share
         if verdict is not None and share is not None and verdict not in self._state.warned:
             self._state.warn_once(advice(verdict, share, self.weight), key=verdict)
+        if self._reuse.caution is not None:
+            self._state.warn_once(self._reuse.caution, key="graph")
         for about, caution in self._backwards.cautions().items():
             self._state.warn_once(caution, key=about)
         if moves and not penalty.requires_grad:

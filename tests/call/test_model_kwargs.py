@@ -77,6 +77,15 @@ def test_a_call_again_sees_the_same(method):
     torch.testing.assert_close(again, value)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_call_again_does_not_see_what_the_loop_has_written_since(method):
+    net, (x, mask) = model(), batch()
+    penalty = bare(method, **NUMBERS)
+    value = penalty(net, x, model_kwargs={"mask": mask})
+    x.mul_(2), mask[:, 1:].neg_().add_(1)  # the next batch, in the same memory
+    torch.testing.assert_close(penalty(net, x, model_kwargs={"mask": mask}, update=False), value)
+
+
 def test_persistent_pairs_keep_theirs():
     net, (x, mask) = model(), batch()
     penalty = bare("sum", num_pairs=6, radius=0.1, **NUMBERS)

@@ -34,6 +34,53 @@ def test_nor_do_outputs_stand_for_it_where_nothing_moves():
     assert not bare("tv")(model, x, model(x), update=False).requires_grad
 
 
+class PartlyInTraining(nn.Module):
+    """Of which a part has a graph in train mode only, or leaves one with a factor of zero."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.body, self.part, self.factor = mlp(), mlp(), factor
+
+    def forward(self, x):
+        if self.factor == 0:
+            return self.body(x) + (0 * self.part(x).sum() if self.training else 0)
+        with torch.set_grad_enabled(self.training):
+            part = self.part(x)
+        return self.body(x) + part
+
+
+@pytest.mark.parametrize("factor", [0, 1])
+def test_a_part_without_gradient_in_eval_mode_is_told_and_not_pulled_at(factor):
+    """With `outputs` its f(x) alone would be, by many times the gradient."""
+    model, x = PartlyInTraining(factor), torch.rand(8, 6)
+    penalty = penalty_of("tv")
+    with pytest.warns(UserWarning, match=r"no gradient where it is held fixed.*: Linear\.bias, Linear\.weight"):
+        value = penalty(model, x, model(x))
+    assert penalty.reuses_outputs is False
+    value.backward()
+    assert not gradients(model.part).any()
+    assert gradients(model.body).any()
+
+
+class Potential(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.energy = mlp()
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            energy = self.energy(x).sum(1)
+            force = torch.autograd.grad(energy.sum(), x, create_graph=self.training)[0]
+        return {"energy": energy, "force": force}
+
+
+def test_a_graph_that_the_forward_frees_in_eval_mode_is_named():
+    penalty = penalty_of("tv", output=lambda y: y["energy"])
+    with pytest.raises(RuntimeError, match=r"differentiates inside.*`create_graph=torch\.is_grad_enabled\(\)`"):
+        penalty(Potential(), torch.rand(8, 6))
+
+
 def head():
     return nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), spectral_norm(nn.Linear(3, 2)))
 

@@ -1,6 +1,7 @@
 """The loop's outputs stand for f(x) exactly when they are f(x)."""
 
 import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +20,7 @@ from zoo import (
     penalty_of,
 )
 
-from torchlipreg.inspection.reuse import AGAIN
+from torchlipreg.inspection.reuse import AGAIN, SOON
 from torchlipreg.outputs import root_probabilities
 
 VECTORS, IMAGES = (8, 6), (8, 3, 6, 6)
@@ -33,6 +34,19 @@ class DropPath(nn.Module):
 
     def forward(self, x):
         return self.last(x + self.block(x))
+
+
+class LayerDrop(nn.Module):
+    """As of transformers: the rate is the module's own, or in its configuration."""
+
+    def __init__(self, **rates):
+        super().__init__()
+        vars(self).update(rates)
+        self.net = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+
+    def forward(self, x):
+        rate = getattr(self, "layerdrop", None) or self.config.layerdrop
+        return self.net[1](x if self.training and torch.rand(()) < rate else self.net[0](x))
 
 
 class Scaled(nn.Module):
@@ -63,6 +77,9 @@ CASES = {
     "functional dropout": (FunctionalDropout, VECTORS, False),
     "stochastic depth": (StochasticDepth, VECTORS, False),
     "drop path": (DropPath, VECTORS, False),
+    "layerdrop": (lambda: LayerDrop(layerdrop=1e-6), VECTORS, False),
+    "configured layerdrop": (lambda: LayerDrop(config=SimpleNamespace(layerdrop=1e-6)), VECTORS, False),
+    "layerdrop in eval mode": (lambda: frozen(LayerDrop(layerdrop=1e-6)), VECTORS, True),
     "lstm": (Recurrent, (8, 5, 4), False),
     "lstm without dropout": (lambda: Recurrent(dropout=0.0), (8, 5, 4), True),
 }
@@ -114,6 +131,28 @@ def test_outputs_of_a_call_under_no_grad_are_not_used():
     penalty = penalty_of("tv")
     assert penalty(net, x, out).requires_grad
     assert penalty.reuses_outputs is False
+
+
+@pytest.mark.parametrize("begins", [1, SOON + 1])
+@pytest.mark.parametrize("probe", [torch.no_grad, None], ids=["no_grad", "detach"])
+def test_outputs_of_a_part_are_not_used_though_their_values_are_the_same(probe, begins):
+    """The loop trains the head alone; f(x) of its outputs would pull at the body, with f(x′) let go."""
+    body, head = nn.Sequential(nn.Linear(6, 4), nn.Tanh()).double(), nn.Linear(4, 3).double()
+    net, x = nn.Sequential(body, head), torch.randn(VECTORS, dtype=torch.float64)
+    results = []
+    for give in (True, False):
+        penalty = penalty_of("tv")
+        for step in range(3 * SOON):
+            out = net(x) if step < begins - 1 else None
+            if out is None:
+                with probe() if probe else nullcontext():
+                    features = body(x)
+                out = head(features if probe else features.detach())
+            net.zero_grad()
+            penalty(net, x, out if give else None).backward()
+        results.append(gradients(net))
+        assert penalty.reuses_outputs is (False if give else None)
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
 def test_outputs_of_autocast_are_not_used():

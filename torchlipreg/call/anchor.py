@@ -56,7 +56,8 @@ class Anchor:
             return known
         settings = self.region.settings
         pulled = settings.one_sided or (loop.y.requires_grad and not loop.pulls)  # as f(x) is to be
-        if not self.reuse.allowed(self.f, loop, may_serve=pulled and not (seen.drifts or settings.sees_rounding)):
+        may_serve = pulled and not (seen.drifts or settings.sees_rounding)
+        if not self.reuse.allowed(self.f, loop, may_serve=may_serve, target=settings.one_sided):
             return known
         fx = loop.y if batch.rows is None else loop.y[batch.rows]
         return fx if len(fx) else loop.y.new_zeros(len(batch.x), *loop.y.shape[1:])

@@ -146,8 +146,10 @@ class LocalPairs:
 
     def remember(self, state: PenaltyState, carried: Carried, batch: Batch, q: Tensor) -> None:
         """Remember the pairs for ``update=False``; the next call draws others."""
-        floor = self.region.resolution.floor
-        state.advance(carried._replace(memory={}), floor, batch.finite.all(), valid=batch.valid)
+        floor, side = self.region.resolution.floor, carried.side
+        if batch.rows is None:  # the loop's own tensors, which it may write anew for the next batch
+            side = {name: value.clone() for name, value in side.items()}
+        state.advance(carried._replace(memory={}, side=side), floor, batch.finite.all(), valid=batch.valid)
 
 
 def that_count(x: Tensor, side: SideRows, valid: Tensor | None, number: int) -> tuple[Tensor, SideRows]:

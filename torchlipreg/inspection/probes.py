@@ -11,6 +11,12 @@ from torchlipreg.inspection.closeness import close
 from torchlipreg.inspection.operations import Reads, observing
 from torchlipreg.model.function import FixedFunction
 
+FREED = (
+    "The forward of argument `model` differentiates inside, and in eval mode, in which the penalty sees it, frees the "
+    "graph by that, as with `create_graph=self.training`. Keep it where one is asked for: "
+    "`create_graph=torch.is_grad_enabled()`."
+)
+
 
 def half(x: Tensor) -> int:
     """Return how many rows the first half of x, shape (N, *), has."""
@@ -49,7 +55,12 @@ def of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> Gradient:
         if value.requires_grad:
             # Of no regular weights, and no random ones, which would come from the user's generator on some devices.
             weights = torch.arange(1, value.numel() + 1, device=value.device, dtype=value.dtype).cos().view_as(value)
-            (slope,) = torch.autograd.grad(value, z, weights, allow_unused=True)
+            try:
+                (slope,) = torch.autograd.grad(value, z, weights, allow_unused=True)
+            except RuntimeError as error:
+                if "backward through the graph a second time" in str(error):
+                    raise RuntimeError(FREED) from error
+                raise
     if slope is not None:
         return Gradient(flat=not slope.any(), undefined=bool(slope.isnan().any()))
     elsewhere = value_at(f, torch.zeros_like(x))

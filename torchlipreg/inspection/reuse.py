@@ -13,10 +13,17 @@ from torchlipreg.geometry.pairs import at_least_one
 from torchlipreg.geometry.units import HALF
 from torchlipreg.inspection.closeness import TOLERANCE, differs
 from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.internals.graph import leaves
 from torchlipreg.model.internals.to_host import Later
+from torchlipreg.model.parts.modules import parameter_names
 from torchlipreg.model.parts.side import SideRows
 from torchlipreg.outputs import default_output
 
+NO_GRADIENT = (
+    "`outputs` depend on parameters that the model gives no gradient where it is held fixed (eval mode): {}. The "
+    "penalty has none for them either: a part of the forward builds a graph only where `self.training` is true. Ask "
+    "torch.is_grad_enabled() there instead. Nothing is wrong if that part is multiplied by zero or is not penalised."
+)
 SOON, AGAIN = 4, 64  # calls to the second look, to each from then on; in between at 8, 16 and 32
 
 
@@ -55,17 +62,19 @@ class OutputReuse:
     """Remembers whether ``model(x)``, as the loop computed it, equals the fixed function f(x).
 
     It does if no Dropout, stochastic depth or train-mode BatchNorm is active, the outputs are in full precision and
-    carry a gradient, and a forward of the fixed function gives the same values. The values are compared once for each
-    new model, set of training flags and shapes, again 4, 8, 16, ... calls later and in every 64th, and the outcome
-    is read when it has arrived on the host: the loop may mix some of its batches, noise may have been scheduled up from
-    zero, or a branch grown that did not count at first.
+    carry a gradient, and a forward of the fixed function gives the same values of the same parameters. They are
+    compared once for each new model, set of training flags and shapes, again 4, 8, 16, ... calls later and in every
+    64th, and the outcome is read when it has arrived on the host: the loop may mix some of its batches, noise may have
+    been scheduled up from zero, or a branch grown that did not count at first.
 
     Attributes:
         verdict: True or False after the last look, None before.
+        caution: What the user should know of the graph of the outputs, if anything.
     """
 
     def __init__(self) -> None:
         self.verdict: bool | None = None
+        self.caution: str | None = None
         self._signature: tuple[Any, ...] | None = None
         self._calls = 0
         self._later = Later()
@@ -73,7 +82,7 @@ class OutputReuse:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_signature": None}  # of a model that a copy does not have
 
-    def allowed(self, f: FixedFunction, loop: LoopOutputs, *, may_serve: bool) -> bool:
+    def allowed(self, f: FixedFunction, loop: LoopOutputs, *, may_serve: bool, target: bool) -> bool:
         """Say whether ``loop.y`` may be used for f(x).
 
         Reads tensor values only when the model's training flags, autocast or a shape differ from the last call's.
@@ -83,6 +92,7 @@ class OutputReuse:
             loop: The loop's inputs and outputs.
             may_serve: Not ruled out by what a comparison of values does not show: a function that each forward
                 changes, a gradient that f(x) needs and ``loop.y`` has not.
+            target: f(x) is used without its gradient.
 
         Returns:
             True if ``loop.y`` is f(x), gradient included.
@@ -97,33 +107,35 @@ class OutputReuse:
         # Where a forward is a collective, nothing that differs between ranks, as shapes may, decides on one.
         signature = (found, usable, sharded or (x.shape[1:], y.shape[1:]))
         if signature != self._signature:
-            different, blank = self._compare(f.with_rows(side), x, y)  # the shapes are compared in any case
+            # The shapes are compared in any case.
+            different, blank = self._compare(f.with_rows(side), x, y, graph=usable and not target)
             seen = torch.stack([different if usable else torch.ones_like(different), blank]).float()
             is_different, is_blank = (bool(flag) for flag in (largest(seen) if sharded else seen).tolist())
             self.verdict = not (is_different or is_blank)
             self._signature = None if is_blank else signature  # a last layer of zeros proves nothing: look again
             self._calls, self._later = 0, Later()
         elif self.verdict and not sharded:  # then ranks might come to disagree
-            self._look_again(f.with_rows(side), x, y)
+            self._look_again(f.with_rows(side), x, y, graph=not target)
         return bool(self.verdict)
 
-    def _look_again(self, f: FixedFunction, x: Tensor, y: Tensor) -> None:
+    def _look_again(self, f: FixedFunction, x: Tensor, y: Tensor, *, graph: bool) -> None:
         """Compare the values now and then; go by the last outcome that has arrived."""
         self._calls += 1
         soon = SOON <= self._calls < AGAIN and self._calls & (self._calls - 1) == 0
         if self._later.take_flag():
             self.verdict = False
         elif soon or self._calls % AGAIN == 0:
-            self._later.send_flag(self._compare(f, x, y)[0])
+            self._later.send_flag(self._compare(f, x, y, graph=graph)[0])
 
-    @staticmethod
-    def _compare(f: FixedFunction, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Say whether the values differ, and whether they are the same for every x: 0-dim, bool."""
+    def _compare(self, f: FixedFunction, x: Tensor, y: Tensor, *, graph: bool) -> tuple[Tensor, Tensor]:
+        """Say whether values or parameters in the graph differ, and whether values are the same for every x: 0-dim."""
         if len(x) == 0:  # the other ranks run a forward
             f.of_normalized(at_least_one(x))
             return x.new_zeros((), dtype=torch.bool), x.new_zeros((), dtype=torch.bool)
         # Not under no_grad, for which torch.compile would make another graph.
-        exact = f.of_normalized(x.detach().clone()).detach()
+        exact = f.of_normalized(x.detach().clone())
+        other = graph and torch.is_grad_enabled() and self._other_parameters(f, exact, y)
+        exact = exact.detach()
         if exact.shape != y.shape:
             raise ValueError(
                 f"Expected argument `outputs` to be model(x), of shape {tuple(exact.shape)}, but got "
@@ -132,4 +144,14 @@ class OutputReuse:
         blank = (exact == exact[:1]).all() if len(x) > 1 else (exact == 0).all()
         different = (differs(exact, y.detach(), TOLERANCE) | exact.isnan()).any()
         rounded = exact.dtype == torch.float64 != y.dtype  # by Fabric, which returns float32 of a float64 model
-        return different | rounded, blank
+        return different | rounded | other, blank
+
+    def _other_parameters(self, f: FixedFunction, fx: Tensor, y: Tensor) -> bool:
+        """Say whether f(x) and the loop's outputs depend on different parameters; note those that f(x) leaves out."""
+        if f.state.is_sharded:  # whose forward puts others in place
+            return False
+        parameters = parameter_names(f.state.modules)
+        ours, theirs = (leaves([value]) & parameters.keys() for value in (fx, y))
+        if missing := sorted({parameters[p] for p in theirs - ours}):
+            self.caution = NO_GRADIENT.format(", ".join(missing))
+        return ours != theirs

@@ -14,7 +14,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torchlipreg.model.norms.batchnorm import tracks_batches
 from torchlipreg.model.parts.search import find_modules
 
-STOCHASTIC_RATES = ("p", "dropout", "drop_prob")  # nn.Dropout, nn.LSTM and nn.MultiheadAttention, timm's DropPath
+STOCHASTIC_RATES = frozenset(  # nn.Dropout, nn.LSTM and nn.MultiheadAttention, timm's DropPath and heads, transformers
+    ("p", "dropout", "drop_prob", "drop_rate", "dropout_rate", "dropout_p", "drop_path_rate", "layerdrop")
+)
 HOLDS_ONE = frozenset(("module", "_forward_module", "_orig_mod"))  # what wrappers call the model inside
 AUTOCAST_DEVICES = ("cpu", "cuda", "xpu", "mps")
 _UNREGISTERED: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()  # modules that models also run
@@ -154,11 +156,14 @@ def _differs_in_training(m: nn.Module) -> bool:
 
 
 def _is_stochastic(m: nn.Module) -> bool:
-    for name in STOCHASTIC_RATES:
-        rate = m.__dict__.get(name)
-        if rate is not None and isinstance(rate, (int, float)) and rate > 0:
-            return True
-    return False
+    own = m.__dict__
+    if not STOCHASTIC_RATES.isdisjoint(own) and any(_is_positive(own.get(name)) for name in STOCHASTIC_RATES):
+        return True
+    return "config" in own and _is_positive(getattr(own["config"], "layerdrop", None))  # of transformers' speech models
+
+
+def _is_positive(rate: Any) -> bool:
+    return isinstance(rate, (int, float)) and rate > 0
 
 
 def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:
@@ -174,6 +179,11 @@ def _sharding_dtype(modules: list[nn.Module]) -> torch.dtype | None:
 def has_parameters(module: nn.Module) -> bool:
     """Say whether a module or one below it has a parameter."""
     return any(p is not None for m in submodules(module) for p in m._parameters.values())
+
+
+def parameter_names(modules: Iterable[nn.Module]) -> dict[int, str]:
+    """Return a name for each parameter, by its id: the type of its module, and what that calls it."""
+    return {id(p): f"{type(m).__name__}.{name}" for m in modules for name, p in m._parameters.items()}
 
 
 def parameter_dtype(modules: Iterable[nn.Module]) -> torch.dtype | None:
