@@ -53,7 +53,11 @@ def test_what_are_no_logits_is_refused(wrong):
 def test_the_classes_axis_and_the_precision():
     maps = draw(2, 5, 3, 3)
     torch.testing.assert_close(root_probabilities(maps, dim=1).square().sum(1), torch.ones(2, 3, 3).double())
-    assert root_probabilities(maps.bfloat16()).dtype == torch.float32
+    assert root_probabilities(maps.bfloat16(), dim=1).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"`dim` to be the axis of the classes.*\(2, 5, 3, 3\).*dim=1"):
+        root_probabilities(maps)
+    texts = draw(2, 5, 3)
+    assert torch.equal(root_probabilities(texts), root_probabilities(texts, dim=-1))
 
 
 def test_the_penalty_of_a_small_pair_is_that_of_the_jacobian():

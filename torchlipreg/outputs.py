@@ -93,7 +93,7 @@ def per_position(y: Any, dim: int = 1) -> Positions:
     return Positions(dense.movedim(dim, -1).flatten(1, -2))
 
 
-def root_probabilities(y: Any, dim: int = -1) -> Tensor:
+def root_probabilities(y: Any, dim: int | None = None) -> Tensor:
     """Return the square roots of a classifier's probabilities, √softmax: ``output=root_probabilities`` penalises them.
 
     Their ℓ2 distance is √2 times Hellinger's, at most √2. It ignores what changes no prediction: a shift of all logits,
@@ -103,19 +103,26 @@ def root_probabilities(y: Any, dim: int = -1) -> Tensor:
 
     Args:
         y: What the model returns: logits, or something that holds them as :func:`default_output` finds them.
-        dim: The axis of the classes.
+        dim: The axis of the classes; None for the last one of two or three axes, as of texts, shape (N, L, C).
 
     Returns:
         Square roots of probabilities, the shape of the logits, at least float32.
 
     Raises:
         TypeError: If the model returns no floating tensor there.
-        ValueError: If there are less than two classes, whose probabilities would all be 1.
+        ValueError: If there are less than two classes, whose probabilities would all be 1, or ``dim`` is None and there
+            are four axes or more, as of segmentation, shape (N, C, H, W), whose classes are on axis 1.
 
     References:
         Not in the report. M. S. Nikulin, *Hellinger distance*, Encyclopedia of Mathematics.
     """
     logits = at_least_single(_logits(y))
+    if dim is None and logits.dim() > 3:
+        raise ValueError(
+            f"Expected argument `dim` to be the axis of the classes for logits of shape {tuple(logits.shape)}, but got "
+            "None. For (N, C, H, W), as of segmentation, pass `output`=functools.partial(root_probabilities, dim=1)."
+        )
+    dim = -1 if dim is None else dim
     if logits.dim() < 2 or logits.shape[dim] < 2:
         raise ValueError(
             f"Expected argument `y` to hold logits of two classes or more, but got {tuple(logits.shape)}: of one, all "

@@ -582,3 +582,31 @@ def test_checkpoints_of_transformers_spare_memory_and_change_nothing():
         del value
     assert found[True][0] < 0.6 * found[False][0]
     torch.testing.assert_close(found[True][1], found[False][1])
+
+
+def t5(transformers):
+    sizes = {"vocab_size": 20, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    tokens = {"decoder_start_token_id": 0, "pad_token_id": 1}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **tokens))
+
+
+def mamba(transformers):
+    sizes = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4, "pad_token_id": 1}
+    return transformers.MambaForCausalLM(transformers.MambaConfig(**sizes))
+
+
+@pytest.mark.parametrize("build", [t5, mamba])
+def test_checkpoints_of_layers_that_fill_a_cache_in_eval_mode(build):
+    """As theirs do that decode: a layer that recomputes would have met its own keys."""
+    transformers, found = pytest.importorskip("transformers"), []
+    torch.manual_seed(0)
+    net, ids = build(transformers).train(), torch.arange(2, 14).view(3, 4)
+    x, labels = net.get_input_embeddings()(ids).detach(), {"labels": ids} if net.config.is_encoder_decoder else {}
+    for recomputes in (False, True):
+        if recomputes:
+            net.gradient_checkpointing_enable()
+        net.zero_grad()
+        penalty_of("tv")(lambda z, **kwargs: net(inputs_embeds=z, **kwargs), x, model_kwargs=labels).backward()
+        found.append(gradients(net))
+    assert found[0].any()
+    torch.testing.assert_close(found[1], found[0])
