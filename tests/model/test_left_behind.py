@@ -560,6 +560,10 @@ class Held:
         Held.bytes -= self.size
 
 
+def let_recompute(net):
+    getattr(net, "activation_checkpointing_enable", net.gradient_checkpointing_enable)()  # another name since 5.0
+
+
 def test_checkpoints_of_transformers_spare_memory_and_change_nothing():
     """Their layers recompute in train mode only, and the penalty sees them in eval mode."""
     transformers = pytest.importorskip("transformers")
@@ -570,7 +574,7 @@ def test_checkpoints_of_transformers_spare_memory_and_change_nothing():
     net, x, found = transformers.ViTForImageClassification(config).train(), torch.randn(4, 3, 16, 16), {}
     for recomputes in (False, True):
         if recomputes:
-            getattr(net, "activation_checkpointing_enable", net.gradient_checkpointing_enable)()
+            let_recompute(net)
         penalty = penalty_of("tv")
         penalty(net, x)  # which looks at the model
         with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.t):
@@ -604,7 +608,7 @@ def test_checkpoints_of_layers_that_fill_a_cache_in_eval_mode(build):
     x, labels = net.get_input_embeddings()(ids).detach(), {"labels": ids} if net.config.is_encoder_decoder else {}
     for recomputes in (False, True):
         if recomputes:
-            net.gradient_checkpointing_enable()
+            let_recompute(net)
         net.zero_grad()
         penalty_of("tv")(lambda z, **kwargs: net(inputs_embeds=z, **kwargs), x, model_kwargs=labels).backward()
         found.append(gradients(net))
