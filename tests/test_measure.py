@@ -491,8 +491,25 @@ def test_an_offset_inside_makes_no_bound_too_large(kind, offset, radius):
 def test_what_derivatives_do_not_show_counts_by_its_values(radius):
     """A step is steeper than the slopes beside it, and a detached part moves outputs, too."""
     x = draw(64, 4)
+    assert lipschitz_lower_bound(lambda z: z + (z > 0.25), x, radius=radius) > 1.5
     assert lipschitz_lower_bound(lambda z: z + 10 * (z > 0.25), x, radius=radius) > 10
     assert lipschitz_lower_bound(lambda z: z + z.detach(), x, radius=radius) == pytest.approx(2.0, rel=1e-6)
+
+
+UNDEFINED = {  # at some points, at which the slope says nothing
+    "norm": lambda z: z.square().sum(1, keepdim=True).sqrt(),
+    "root": lambda z: z.relu().sqrt(),
+    "angle": lambda z: torch.atan2(z[:, :1], z[:, 1:2]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The gradient of argument `model` to its input is NaN")
+@pytest.mark.parametrize("kind", UNDEFINED)
+def test_a_slope_that_is_not_defined_takes_nothing_from_a_bound(kind):
+    x, f = torch.cat([torch.zeros(8, 4), draw(56, 4)]).double(), UNDEFINED[kind]
+    found = lipschitz_lower_bound(f, x, radius=0.5)
+    assert 0.99 < found < 20
+    assert kind != "norm" or found <= 1 + 1e-9
 
 
 class Packed(nn.Module):

@@ -32,8 +32,9 @@ from torchlipreg.tensor_checks import check_values, in_raw_units
 ROUNDING = 16  # machine epsilons of an output that a forward may be off, where it cannot be had in float64
 ROWS = 32  # at which a model is asked for the same values twice
 BORNE_OUT = 8  # pairs, those with the largest quotients, on whose way from point to point slopes are taken
+CUT = 1e-9  # relative: less is no reason to ask whether slopes are to be trusted
 PLACES = 17  # on that way
-STEP = 2.0  # a quotient that is so many times the slopes is a step between the places, or all rounding
+STEP = 1.25  # a quotient that is so many times the slopes is a step between the places, or rounding for a large part
 SHRINK = 0.01  # from the distance of two data points to this part of it, geometrically over the steps
 
 
@@ -50,13 +51,13 @@ class Search:
     units: Units | None
     output: Callable[[Any], Any] | None
 
-    def largest(self, x: Tensor, rng: torch.Generator, *, look: bool) -> Tensor:
-        """Return the largest quotient found around data points, 0-dim.
+    def largest(self, x: Tensor, rng: torch.Generator, best: Tensor | None) -> Tensor:
+        """Return the largest quotient found around data points, or elsewhere before, 0-dim.
 
         Args:
             x: Points in the loop's units, shape (N, *).
             rng: Of the starting pairs.
-            look: Look at the model first, and refuse it if it is random.
+            best: Found before; None to look at the model first, and refuse it if it is random.
 
         Raises:
             ValueError: If the points are not finite or outside of the bounds, or the model is random.
@@ -67,7 +68,7 @@ class Search:
         resolution = Resolution(self.radius, distance_floor(compute_dtype(self.model, x), typical))
         start, project = self._start(x, resolution, rng), partial(self._project, resolution=resolution)
         with self._fixed(eager=resolution.limit) as f:
-            if look:
+            if best is None:
                 look_at(self.model, f, x)
                 if resolution.limit:
                     check_derivative(partial(self._fixed, eager=True, double=True), x, bounds=self.bounds)
@@ -79,7 +80,10 @@ class Search:
             with torch.no_grad():
                 height(last)
         # Of both: what is best before rounding is taken off need not be so after it.
-        return torch.maximum(self._verified(height.pairs, q), self._verified(last, q))
+        best = x.new_zeros((), dtype=torch.float64 if x.device.type != "mps" else x.dtype) if best is None else best
+        for pairs in (height.pairs, last):
+            best = torch.maximum(best, self._verified(pairs, q, best))
+        return best
 
     def _fixed(self, *, eager: bool, double: bool = False) -> AbstractContextManager[FixedFunction]:
         return fixed_function(self.model, self.output, eager=eager, units=self.units, meet=True, double=double)
@@ -101,8 +105,11 @@ class Search:
         shrink = SHRINK ** (1 / self.steps) if self.radius is None else 1.0
         return PairSet(pairs.x, pairs.x + shrink * direction).clamp(self.bounds, anchored=True)
 
-    def _verified(self, pairs: PairSet, q: PairQuotient) -> Tensor:
-        """Return the largest quotient, 0-dim, free of rounding: in float64, or less what rounding may add."""
+    def _verified(self, pairs: PairSet, q: PairQuotient, best: Tensor) -> Tensor:
+        """Return the largest quotient, 0-dim, free of rounding: in float64, or less what rounding may add.
+
+        One that is no larger than the ``best`` so far may not be.
+        """
         limit = q.resolution.limit
         q = replace(q, fx=None, resolution=q.resolution._replace(floor=math.inf if limit else 0.0))
         with torch.no_grad():
@@ -111,7 +118,9 @@ class Search:
                 with contextlib.suppress(Exception), self._fixed(eager=limit, double=True) as f:
                     wide = pairs.map(Tensor.double)
                     quotients, error = less_rounding(wide, replace(q, f=f.uncompiled()), f)
-                    return quotients.amax() if limit else self._borne_out(wide, quotients, error, q)
+                    if limit or quotients.amax() <= best:
+                        return quotients.amax()
+                    return self._borne_out(wide, quotients, error, q)
             with self._fixed(eager=limit) as f:
                 return less_rounding(pairs, replace(q, f=f.uncompiled()), f)[0].amax()
 
@@ -128,7 +137,7 @@ class Search:
             with in_float64() as f:
                 slopes = replace(q, f=f).steepest(pairs, PLACES) * (1 - error)
             found = torch.where(quotients > STEP * slopes, quotients, torch.minimum(quotients, slopes)).amax()
-            if not has_surrogate(in_float64, pairs.x, bounds=self.bounds):
+            if found > (1 - CUT) * quotients.amax() or not has_surrogate(in_float64, pairs.x, bounds=self.bounds):
                 return found
         return quotients.amax()
 

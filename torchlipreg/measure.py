@@ -229,8 +229,7 @@ def lipschitz_lower_bound(
     for x in batches:
         if radius is None and len(x) < 2:
             continue
-        found = search.largest(x, torch.Generator(x.device).manual_seed(seed), look=largest is None)
-        largest = found if largest is None else torch.maximum(largest, found)
+        largest = search.largest(x, torch.Generator(x.device).manual_seed(seed), largest)
     if largest is None:
         raise ValueError(
             "Expected argument `inputs` to hold a batch with two points or more, from which `radius`=None makes "

@@ -35,24 +35,21 @@ def test_nor_do_outputs_stand_for_it_where_nothing_moves():
 
 
 class PartlyInTraining(nn.Module):
-    """Of which a part has a graph in train mode only, or leaves one with a factor of zero."""
+    """Of which a part has a graph in train mode only."""
 
-    def __init__(self, factor):
+    def __init__(self):
         super().__init__()
-        self.body, self.part, self.factor = mlp(), mlp(), factor
+        self.body, self.part = mlp(), mlp()
 
     def forward(self, x):
-        if self.factor == 0:
-            return self.body(x) + (0 * self.part(x).sum() if self.training else 0)
         with torch.set_grad_enabled(self.training):
             part = self.part(x)
         return self.body(x) + part
 
 
-@pytest.mark.parametrize("factor", [0, 1])
-def test_a_part_without_gradient_in_eval_mode_is_told_and_not_pulled_at(factor):
+def test_a_part_without_gradient_in_eval_mode_is_told_and_not_pulled_at():
     """With `outputs` its f(x) alone would be, by many times the gradient."""
-    model, x = PartlyInTraining(factor), torch.rand(8, 6)
+    model, x = PartlyInTraining(), torch.rand(8, 6)
     penalty = penalty_of("tv")
     with pytest.warns(UserWarning, match=r"no gradient where it is held fixed.*: Linear\.bias, Linear\.weight"):
         value = penalty(model, x, model(x))
@@ -60,6 +57,59 @@ def test_a_part_without_gradient_in_eval_mode_is_told_and_not_pulled_at(factor):
     value.backward()
     assert not gradients(model.part).any()
     assert gradients(model.body).any()
+
+
+class Auxiliary(nn.Module):
+    """Whose second head does not count: always there, in train mode only, or held on to by a factor of zero."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.body, self.first, self.second, self.kind = nn.Linear(6, 5), nn.Linear(5, 3), nn.Linear(5, 3), kind
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        if self.kind == "zero":
+            return self.first(h) + (0 * self.second(h).sum() if self.training else 0)
+        return (self.first(h), self.second(h)) if self.training or self.kind == "always" else self.first(h)
+
+
+class OneNode(torch.autograd.Function):
+    """Of all outputs, as those of DDP and of torch.compile are."""
+
+    @staticmethod
+    def forward(ctx, *outputs):
+        return tuple(y.clone() for y in outputs)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return gradients
+
+
+@pytest.mark.parametrize("kind", ["always", "training", "zero"])
+def test_what_the_graph_of_the_outputs_holds_beside_them_does_not_count(kind):
+    model, x = Auxiliary(kind), torch.rand(8, 6)
+    outputs = model(x)
+    penalty = penalty_of("tv")
+    penalty(model, x, outputs if kind == "zero" else OneNode.apply(*outputs)).backward()
+    assert penalty.reuses_outputs is True
+
+
+class Noisy(nn.Module):
+    """A weight whose spread is learned, and read in train mode only."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.spread = (nn.Parameter(torch.rand(3, 6)) for _ in range(2))
+
+    def forward(self, x):
+        return x @ (self.mean + self.spread * torch.randn(3, 6) if self.training else self.mean).T
+
+
+def test_noise_that_is_learned_is_not_told():
+    model, x = Noisy(), torch.rand(8, 6)
+    penalty = penalty_of("tv")
+    penalty(model, x, model(x))  # warnings are errors
+    assert penalty.reuses_outputs is False
 
 
 class Potential(nn.Module):

@@ -155,6 +155,27 @@ def test_outputs_of_a_part_are_not_used_though_their_values_are_the_same(probe, 
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-12)
 
 
+def test_a_call_without_gradients_decides_nothing_about_the_graph():
+    body, head, x = nn.Sequential(nn.Linear(6, 4), nn.Tanh()), nn.Linear(4, 3), torch.randn(VECTORS)
+    net, penalty = nn.Sequential(body, head), penalty_of("tv")
+    outputs = head(body(x).detach())
+    with torch.no_grad():
+        penalty(net, x, outputs)
+    penalty(net, x, outputs)
+    assert penalty.reuses_outputs is False
+
+
+def test_a_configuration_of_any_kind_is_left_alone():
+    class Attributes(dict):
+        __getattr__ = dict.__getitem__
+
+    net, x = mlp(), torch.randn(VECTORS)
+    net.config = Attributes(hidden=3)
+    penalty = penalty_of("tv")
+    penalty(net, x, net(x))
+    assert penalty.reuses_outputs is True
+
+
 def test_outputs_of_autocast_are_not_used():
     net, x, penalty = mlp(), torch.randn(VECTORS), penalty_of("tv")
     with torch.autocast("cpu", torch.bfloat16):

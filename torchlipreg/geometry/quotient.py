@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,11 +113,14 @@ class PairQuotient:
     def steepest(self, pairs: PairSet, places: int) -> Tensor:
         """Return the largest ‖J v‖ / ‖v‖ at so many places from xᵢ to x′ᵢ, v = x′ᵢ − xᵢ: the shape of the quotients.
 
-        f(x′) − f(x) is the mean of J v on that way, so that no quotient is larger than all ‖J v‖ / ‖v‖ on it.
+        f(x′) − f(x) is the integral of J v along that way, if f has no steps: no quotient is larger than all slopes on
+        it. Infinite where a slope is not defined.
         """
         v = pairs.x_prime - pairs.x
-        ways = torch.linspace(0, 1, places).tolist()
-        return torch.stack([self.of(directional_derivative(self.f, pairs.x + t * v, v), pairs) for t in ways]).amax(0)
+        on_the_way = torch.cat([pairs.x + t * v for t in torch.linspace(0, 1, places).tolist()])
+        change = directional_derivative(self.f, on_the_way, torch.cat([v] * places))
+        slopes = torch.stack([self.of(part, pairs) for part in change.chunk(places)])
+        return slopes.nan_to_num(nan=math.inf).amax(0)
 
     # What an ascent climbs: yᵢ and uᵢ, whose gradient it follows is that of Σ ⟨uᵢ, yᵢ⟩ with u held fixed.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -107,33 +107,33 @@ class Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees whose running statistics operations take.
+    """Sees which tensors operations take.
 
     Attributes:
-        of: The norms.
+        of: Whose they are.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, statistics: Iterable[tuple[nn.Module, Tensor]]) -> None:
+    def __init__(self, held: Iterable[tuple[Any, Tensor]]) -> None:
         """Begin.
 
         Args:
-            statistics: Norms, and what they hold.
+            held: Owners, as norms, and what they hold, as running statistics.
         """
         super().__init__()  # type: ignore[no-untyped-call]
-        self.of: set[nn.Module] = set()
-        self._places = {storage: m for m, b in statistics for storage in _storages(b)}
+        self.of: set[Any] = set()
+        self._places = {storage: owner for owner, t in held for storage in _storages(t)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and note the norms that hold something of what it takes; a copy counts as its original."""
+        """Run an operation, and note who holds something of what it takes; a copy counts as its original."""
         result = func(*args, **(kwargs or {}))
         taken = (storage for t in tree_leaves((args, kwargs)) for storage in _storages(t))
-        norms = {self._places[storage] for storage in taken if storage in self._places}
+        owners = {self._places[storage] for storage in taken if storage in self._places}
         if func is torch.ops.aten.clone.default:
-            self._places |= {storage: m for m in norms for storage in _storages(result)}
+            self._places |= {storage: owner for owner in owners for storage in _storages(result)}
         else:
-            self.of |= norms
+            self.of |= owners
         return result
 
 

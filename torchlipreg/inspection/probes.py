@@ -10,6 +10,8 @@ from torch import Tensor
 from torchlipreg.inspection.closeness import close
 from torchlipreg.inspection.operations import Reads, observing
 from torchlipreg.model.function import FixedFunction
+from torchlipreg.model.internals.graph import leaves
+from torchlipreg.model.parts.modules import parameters_by_id
 
 FREED = (
     "The forward of argument `model` differentiates inside, and in eval mode, in which the penalty sees it, frees the "
@@ -65,6 +67,34 @@ def of_gradient(f: FixedFunction, x: Tensor, y: Tensor) -> Gradient:
         return Gradient(flat=not slope.any(), undefined=bool(slope.isnan().any()))
     elsewhere = value_at(f, torch.zeros_like(x))
     return Gradient(value.requires_grad, no_path=elsewhere is None or not close(y, elsewhere))
+
+
+class GraphOfOutputs(NamedTuple):
+    """How the graph of the loop's outputs and that of f(x) differ.
+
+    Attributes:
+        differs: They let a gradient through to different parameters.
+        lacks: Names of those that f reads and gives none, though the loop's outputs do.
+    """
+
+    differs: bool = False
+    lacks: tuple[str, ...] = ()
+
+
+def of_graph(f: FixedFunction, x: Tensor, fx: Tensor, y: Tensor) -> GraphOfOutputs:
+    """Compare the parameters in the graphs of f(x) and of the loop's outputs y, both with gradients."""
+    if f.state.is_sharded:  # whose forward puts others in place
+        return GraphOfOutputs()
+    parameters = parameters_by_id(f.state.modules)
+    ours, theirs = (leaves([value]) & parameters.keys() for value in (fx, y))
+    lacks = theirs - ours
+    if lacks:  # or a node of DDP or of torch.compile stands for all outputs, also those that f does not return
+        reads = Reads((key, parameters[key][1]) for key in lacks)
+        with observing(f, reads):
+            returned = f.all_of_normalized(x.detach().clone())
+        lacks = (lacks & reads.of) - leaves(returned)
+    names = {parameters[key][0] for key in lacks if parameters[key][1].requires_grad}
+    return GraphOfOutputs(bool(lacks or ours - theirs), tuple(sorted(names)))
 
 
 def of_norms(f: FixedFunction, x: Tensor) -> str | None:

@@ -12,17 +12,16 @@ from torchlipreg.distributed import largest
 from torchlipreg.geometry.pairs import at_least_one
 from torchlipreg.geometry.units import HALF
 from torchlipreg.inspection.closeness import TOLERANCE, differs
+from torchlipreg.inspection.probes import GraphOfOutputs, of_graph
 from torchlipreg.model.function import FixedFunction
-from torchlipreg.model.internals.graph import leaves
 from torchlipreg.model.internals.to_host import Later
-from torchlipreg.model.parts.modules import parameter_names
 from torchlipreg.model.parts.side import SideRows
 from torchlipreg.outputs import default_output
 
 NO_GRADIENT = (
     "`outputs` depend on parameters that the model gives no gradient where it is held fixed (eval mode): {}. The "
     "penalty has none for them either: a part of the forward builds a graph only where `self.training` is true. Ask "
-    "torch.is_grad_enabled() there instead. Nothing is wrong if that part is multiplied by zero or is not penalised."
+    "torch.is_grad_enabled() there instead."
 )
 SOON, AGAIN = 4, 64  # calls to the second look, to each from then on; in between at 8, 16 and 32
 
@@ -105,13 +104,14 @@ class OutputReuse:
         usable = usable and not rounded and y.dtype in (torch.float32, torch.float64)
         sharded = f.state.is_sharded
         # Where a forward is a collective, nothing that differs between ranks, as shapes may, decides on one.
-        signature = (found, usable, sharded or (x.shape[1:], y.shape[1:]))
+        signature = (found, usable, torch.is_grad_enabled(), sharded or (x.shape[1:], y.shape[1:]))
         if signature != self._signature:
             # The shapes are compared in any case.
-            different, blank = self._compare(f.with_rows(side), x, y, graph=usable and not target)
+            different, blank, graph = self._compare(f.with_rows(side), x, y, graph=usable and not target)
             seen = torch.stack([different if usable else torch.ones_like(different), blank]).float()
             is_different, is_blank = (bool(flag) for flag in (largest(seen) if sharded else seen).tolist())
-            self.verdict = not (is_different or is_blank)
+            self.verdict = not (is_different or is_blank or graph.differs)
+            self.caution = None if is_different or not graph.lacks else NO_GRADIENT.format(", ".join(graph.lacks))
             self._signature = None if is_blank else signature  # a last layer of zeros proves nothing: look again
             self._calls, self._later = 0, Later()
         elif self.verdict and not sharded:  # then ranks might come to disagree
@@ -125,16 +125,18 @@ class OutputReuse:
         if self._later.take_flag():
             self.verdict = False
         elif soon or self._calls % AGAIN == 0:
-            self._later.send_flag(self._compare(f, x, y, graph=graph)[0])
+            different, _, found = self._compare(f, x, y, graph=graph)
+            self._later.send_flag(different | found.differs)
 
-    def _compare(self, f: FixedFunction, x: Tensor, y: Tensor, *, graph: bool) -> tuple[Tensor, Tensor]:
-        """Say whether values or parameters in the graph differ, and whether values are the same for every x: 0-dim."""
+    @staticmethod
+    def _compare(f: FixedFunction, x: Tensor, y: Tensor, *, graph: bool) -> tuple[Tensor, Tensor, GraphOfOutputs]:
+        """Say whether the values differ, whether they are the same for every x, 0-dim, and what graphs they have."""
         if len(x) == 0:  # the other ranks run a forward
             f.of_normalized(at_least_one(x))
-            return x.new_zeros((), dtype=torch.bool), x.new_zeros((), dtype=torch.bool)
+            return x.new_zeros((), dtype=torch.bool), x.new_zeros((), dtype=torch.bool), GraphOfOutputs()
         # Not under no_grad, for which torch.compile would make another graph.
         exact = f.of_normalized(x.detach().clone())
-        other = graph and torch.is_grad_enabled() and self._other_parameters(f, exact, y)
+        graphs = of_graph(f, x, exact, y) if graph and torch.is_grad_enabled() else GraphOfOutputs()
         exact = exact.detach()
         if exact.shape != y.shape:
             raise ValueError(
@@ -144,14 +146,4 @@ class OutputReuse:
         blank = (exact == exact[:1]).all() if len(x) > 1 else (exact == 0).all()
         different = (differs(exact, y.detach(), TOLERANCE) | exact.isnan()).any()
         rounded = exact.dtype == torch.float64 != y.dtype  # by Fabric, which returns float32 of a float64 model
-        return different | rounded | other, blank
-
-    def _other_parameters(self, f: FixedFunction, fx: Tensor, y: Tensor) -> bool:
-        """Say whether f(x) and the loop's outputs depend on different parameters; note those that f(x) leaves out."""
-        if f.state.is_sharded:  # whose forward puts others in place
-            return False
-        parameters = parameter_names(f.state.modules)
-        ours, theirs = (leaves([value]) & parameters.keys() for value in (fx, y))
-        if missing := sorted({parameters[p] for p in theirs - ours}):
-            self.caution = NO_GRADIENT.format(", ".join(missing))
-        return ours != theirs
+        return different | rounded, blank, graphs

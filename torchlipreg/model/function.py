@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from torchlipreg.geometry.units import HALF, Units
 from torchlipreg.model.failures import FORWARD_ERRORS, OUTPUT_ERRORS, of_forward, of_output, of_rows
@@ -18,7 +19,7 @@ from torchlipreg.model.internals.randomness import seeded
 from torchlipreg.model.internals.switches import checkpoint_hook, force_eager
 from torchlipreg.model.parts.modules import compiled_module, runs_compiled
 from torchlipreg.model.parts.side import SideRows, fit_rows
-from torchlipreg.outputs import select
+from torchlipreg.outputs import is_own, select
 
 
 class FixedFunction:
@@ -79,11 +80,19 @@ class FixedFunction:
             except OUTPUT_ERRORS as error:
                 if isinstance(error, ValueError) and z.shape[0] != self._batch_size:
                     self._explain(error, z.shape[0])
-                is_plain = self._output is None and isinstance(returned, Tensor)
+                is_plain = is_own(self._output) and isinstance(returned, Tensor)
                 if any(self.state.found.training) and type(error) in OUTPUT_ERRORS and not is_plain:
                     raise type(error)(of_output(error, returned)) from error
                 raise
         return y.float() if y.dtype in HALF else y
+
+    def all_of_normalized(self, z: Tensor) -> list[Tensor]:
+        """Return every tensor that the model returns where :meth:`of_normalized` selects one."""
+        z = z if self._dtype in (None, z.dtype) else z.to(self._dtype)
+        if self.state.stateful:
+            self.state.renew()
+        with self._noise(z.device):
+            return [y for y in tree_leaves(self._returned(z)) if isinstance(y, Tensor)]
 
     def _returned(self, z: Tensor) -> Any:
         try:

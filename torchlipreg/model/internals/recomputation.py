@@ -44,11 +44,11 @@ def checkpointed(m: Any, forward: Callable[..., Any]) -> Callable[..., Any]:
             return forward(*args, **kwargs)
         # A model in eval mode caches what its layers have seen, and one that recomputes would see it a second time. A
         # cache that is new to the forward, with nothing in it, is of no use there: as in train mode, there is none.
-        if "use_cache" in kwargs:
-            kwargs["use_cache"] = False
         kwargs = {name: None if _is_empty_cache(value) else value for name, value in kwargs.items()}
         if any(map(_is_cache, (*args, *kwargs.values()))):
             return forward(*args, **kwargs)
+        if "use_cache" in kwargs:
+            kwargs["use_cache"] = False
         return m._gradient_checkpointing_func(partial(forward, **kwargs), *args)
 
     return forward_again
@@ -61,5 +61,5 @@ def _is_cache(value: Any) -> bool:
 def _is_empty_cache(value: Any) -> bool:
     try:
         return _is_cache(value) and int(value.get_seq_length()) == 0
-    except (AttributeError, ValueError):  # of a state that has no length, as Mamba's
+    except (AttributeError, TypeError, ValueError):  # of a state that has no length, as Mamba's
         return False

@@ -159,7 +159,8 @@ def _is_stochastic(m: nn.Module) -> bool:
     own = m.__dict__
     if not STOCHASTIC_RATES.isdisjoint(own) and any(_is_positive(own.get(name)) for name in STOCHASTIC_RATES):
         return True
-    return "config" in own and _is_positive(getattr(own["config"], "layerdrop", None))  # of transformers' speech models
+    # Of transformers' speech models; whatever else a user may call so.
+    return "config" in own and _is_positive(getattr(own["config"], "__dict__", {}).get("layerdrop"))
 
 
 def _is_positive(rate: Any) -> bool:
@@ -181,9 +182,10 @@ def has_parameters(module: nn.Module) -> bool:
     return any(p is not None for m in submodules(module) for p in m._parameters.values())
 
 
-def parameter_names(modules: Iterable[nn.Module]) -> dict[int, str]:
-    """Return a name for each parameter, by its id: the type of its module, and what that calls it."""
-    return {id(p): f"{type(m).__name__}.{name}" for m in modules for name, p in m._parameters.items()}
+def parameters_by_id(modules: Iterable[nn.Module]) -> dict[int, tuple[str, Tensor]]:
+    """Return each parameter by its id, with a name: the type of its module, and what that calls it."""
+    held = ((m, name, p) for m in modules for name, p in m._parameters.items() if p is not None)
+    return {id(p): (f"{type(m).__name__}.{name}", p) for m, name, p in held}
 
 
 def parameter_dtype(modules: Iterable[nn.Module]) -> torch.dtype | None:
