@@ -26,7 +26,7 @@ class Stepped:
         self._of_updates = [s for s in self.schedules if isinstance(s, WeightWarmup)]
         self._of_accuracy = [s for s in self.schedules if isinstance(s, DiscrepancyWeight)]
         self._of_epochs = [s for s in self.schedules if not isinstance(s, (WeightWarmup, DiscrepancyWeight))]
-        self.follows_accuracy = bool(self._of_accuracy)
+        self.follows_accuracy, self.follows_epochs = bool(self._of_accuracy), bool(self._of_epochs)
         if accuracy is None and self.follows_accuracy:
             raise ValueError(
                 "Expected argument `accuracy` to be the name of a logged metric, for the DiscrepancyWeight in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -58,6 +59,7 @@ def penalised(model: nn.Module, call: Call, name: str | None, labels: list[str],
         rest["labels"] = inputs["labels"]
     name = _find(rest) if name is None else name
     x = _tensor(rest, name)
+    rest |= {key: inputs[key] for key in labels if key in inputs and _needs(plain, key)}
     core = (compiled_module(core) or core) if eager or name == IDS else core  # graphs run no hooks
     if name == IDS:
         return Penalised(*of_ids(core, plain, x, call, rest))
@@ -117,6 +119,12 @@ def _decodes_labels(model: Any, inputs: Mapping[str, Any]) -> bool:
     """Say whether a model makes its decoder's input of the labels, and so needs them to run."""
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return encodes and "labels" in inputs and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
+
+
+def _needs(model: Any, name: str) -> bool:
+    """Say whether a model's forward has an argument of this name without a default."""
+    argument = inspect.signature(model.forward).parameters.get(name)
+    return argument is not None and argument.default is argument.empty
 
 
 def check_shape(penalty: LipschitzPenalty, x: Tensor) -> None:

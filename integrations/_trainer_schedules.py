@@ -48,8 +48,13 @@ class Stepping(TrainerCallback):
             return
         if has_length(train_dataloader):
             self.stepped.after_epochs(math.ceil(state.epoch))
-        elif self._steps:  # Trainer counts passes from 0 when it resumes, and the first is empty
+        elif self._steps:
             self.stepped.after_epochs((self.stepped.epochs or 0) + 1)
+        elif self.stepped.follows_epochs and args.save_strategy != "epoch":  # Trainer counts passes from 0 when resumed
+            warn_user(
+                "The Trainer begins a data set without a length anew when it resumes: schedules of epochs do not count "
+                'the pass that the checkpoint was saved in, be it at its last step. Save by `save_strategy="epoch"`.'
+            )
 
 
 def find_accuracy(metrics: dict[str, float], name: str) -> float:

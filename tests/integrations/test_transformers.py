@@ -882,6 +882,28 @@ def test_the_log_says_what_the_last_step_took(tmp_path, strategy):
         assert (line["lipschitz_weight"], line["lipschitz_radius"]) == used[line["step"] - 1]
 
 
+def test_a_model_that_cannot_run_without_labels_gets_them(tmp_path):
+    class Demanding(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, pixel_values, labels):
+            return self.net(pixel_values=pixel_values, labels=labels)
+
+    weights = []
+    for model in (Net(), Demanding()):
+        torch.manual_seed(0)
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        t = LipschitzTrainer(
+            model=model, args=arguments(tmp_path, max_steps=3), train_dataset=images(12), penalty=build(radius=1.0)
+        )
+        t.train()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
 def test_passes_over_a_stream_count_as_epochs_when_resumed(tmp_path):
     """Trainer counts them from 0 again, and the first is empty: as it was, three more of them changed nothing."""
 
@@ -889,11 +911,12 @@ def test_passes_over_a_stream_count_as_epochs_when_resumed(tmp_path):
         def __iter__(self):
             return iter(images(12))
 
-    def run(folder, resume=None):
+    def run(folder, resume=None, **saving):
         penalty, radii = build(radius=1.0), []
+        saving = saving or {"save_strategy": "steps", "save_steps": 8}
         t = LipschitzTrainer(
             model=Net(),
-            args=arguments(folder, max_steps=12, save_strategy="steps", save_steps=8),
+            args=arguments(folder, max_steps=12, **saving),
             train_dataset=Stream(),
             penalty=penalty,
             schedules=[RadiusDecay(penalty, 0.5)],
@@ -910,8 +933,13 @@ def test_passes_over_a_stream_count_as_epochs_when_resumed(tmp_path):
             self.radii.append(self.penalty.radius)
 
     assert run(tmp_path) == [1.0] * 3 + [0.5] * 3 + [0.25] * 3 + [0.125] * 3
-    resumed = run(tmp_path / "other", str(tmp_path / "checkpoint-8"))
+    with pytest.warns(UserWarning, match=r"do not count the pass that the checkpoint was saved in.*\"epoch\""):
+        resumed = run(tmp_path / "other", str(tmp_path / "checkpoint-8"))
     assert resumed == [0.25] * 3 + [0.125]  # Trainer begins the stream anew
+    whole = tmp_path / "whole"
+    run(whole, save_strategy="epoch")
+    resumed = run(tmp_path / "another", str(whole / "checkpoint-6"), save_strategy="epoch")
+    assert resumed == [0.25] * 3 + [0.125] * 3
 
 
 @pytest.mark.parametrize(
