@@ -80,7 +80,7 @@ class Search:
             with torch.no_grad():
                 height(last)
         # Of both: what is best before rounding is taken off need not be so after it.
-        best = x.new_zeros((), dtype=torch.float64 if x.device.type != "mps" else x.dtype) if best is None else best
+        best = x.new_zeros(()) if best is None else best
         for pairs in (height.pairs, last):
             best = torch.maximum(best, self._verified(pairs, q, best))
         return best
