@@ -17,7 +17,7 @@ import timm.task
 import timm.utils
 import torch
 from PIL import Image
-from scripts import ABORTED_AT_EXIT
+from scripts import ABORTED_AT_EXIT, ATTEMPTS
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from torchlipreg import LipschitzPenalty
@@ -74,7 +74,7 @@ def plain(monkeypatch):
 def torchrun(*command):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(2):
+    for _ in range(ATTEMPTS):
         process = subprocess.run(run, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
         if process.returncode == 0 or ABORTED_AT_EXIT not in process.stderr:
             break
