@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -59,7 +59,8 @@ def penalised(model: nn.Module, call: Call, name: str | None, labels: list[str],
         rest["labels"] = inputs["labels"]
     name = _find(rest) if name is None else name
     x = _tensor(rest, name)
-    rest |= {key: inputs[key] for key in labels if key in inputs and _needs(plain, key)}
+    demanded = _demanded(type(plain))  # type: ignore[arg-type]
+    rest |= {key: inputs[key] for key in labels if key in inputs and key in demanded}
     core = (compiled_module(core) or core) if eager or name == IDS else core  # graphs run no hooks
     if name == IDS:
         return Penalised(*of_ids(core, plain, x, call, rest))
@@ -121,10 +122,11 @@ def _decodes_labels(model: Any, inputs: Mapping[str, Any]) -> bool:
     return encodes and "labels" in inputs and not {"decoder_input_ids", "decoder_inputs_embeds"} & set(inputs)
 
 
-def _needs(model: Any, name: str) -> bool:
-    """Say whether a model's forward has an argument of this name without a default."""
-    argument = inspect.signature(model.forward).parameters.get(name)
-    return argument is not None and argument.default is argument.empty
+@lru_cache(maxsize=16)  # asked in each step
+def _demanded(kind: type[nn.Module]) -> frozenset[str]:
+    """Return what a model's forward takes and has no default for."""
+    arguments = inspect.signature(kind.forward).parameters.values()
+    return frozenset(argument.name for argument in arguments if argument.default is argument.empty)
 
 
 def check_shape(penalty: LipschitzPenalty, x: Tensor) -> None:

@@ -38,6 +38,16 @@ def output(process, timeout=TIMEOUT):
     return text
 
 
+def output_once_spared(run):
+    """Return the output of a run that gives its exit status and output, made anew where it is aborted at its end."""
+    for _ in range(ATTEMPTS):
+        status, text = run()
+        if status == 0 or ABORTED_AT_EXIT not in text:
+            break
+    assert status == 0, text[-4000:]
+    return text
+
+
 def wait_for(path, process):
     deadline = time.monotonic() + TIMEOUT
     while not path.exists():

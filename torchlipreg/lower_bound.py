@@ -16,7 +16,7 @@ from torch import Tensor
 from torchlipreg.geometry.ascent import ascend
 from torchlipreg.geometry.norms import rescale, row_norm
 from torchlipreg.geometry.pairs import PairSet, draw_in_ball, draw_partners, draw_rows
-from torchlipreg.geometry.quotient import PairQuotient, Resolution, distance_floor
+from torchlipreg.geometry.quotient import PairQuotient, Resolution, by_row, distance_floor
 from torchlipreg.geometry.rules import Power
 from torchlipreg.geometry.units import Units, at_least_single
 from torchlipreg.inspection.inspector import Inspector
@@ -71,7 +71,7 @@ class Search:
             if best is None:
                 look_at(self.model, f, x)
                 if resolution.limit:
-                    check_derivative(partial(self._fixed, eager=True, double=True), x, bounds=self.bounds)
+                    check_derivative(self._in_float64, x, bounds=self.bounds)
             with torch.no_grad():
                 fx = None if resolution.limit else f(start.x)
             q = PairQuotient(f, self.input_norm, self.output_norm, resolution, fx)
@@ -87,6 +87,9 @@ class Search:
 
     def _fixed(self, *, eager: bool, double: bool = False) -> AbstractContextManager[FixedFunction]:
         return fixed_function(self.model, self.output, eager=eager, units=self.units, meet=True, double=double)
+
+    def _in_float64(self) -> AbstractContextManager[FixedFunction]:
+        return self._fixed(eager=True, double=True)
 
     def _start(self, x: Tensor, resolution: Resolution, rng: torch.Generator) -> PairSet:
         if self.radius is None:
@@ -130,14 +133,13 @@ class Search:
         Large numbers that cancel inside of a model leave their rounding in differences; derivatives are off by their
         relative ``error`` alone.
         """
-        largest = (quotients.amax(1) if quotients.dim() == 2 else quotients).topk(min(BORNE_OUT, len(quotients)))
-        pairs, quotients = pairs.map(lambda z: z[largest.indices]), quotients[largest.indices]
-        in_float64 = partial(self._fixed, eager=True, double=True)
+        rows = by_row(quotients).topk(min(BORNE_OUT, len(quotients))).indices
+        pairs, quotients = pairs.map(lambda z: z[rows]), quotients[rows]
         with contextlib.suppress(Exception):  # a layer may have no derivative in forward mode
-            with in_float64() as f:
+            with self._in_float64() as f:
                 slopes = replace(q, f=f).steepest(pairs, PLACES) * (1 - error)
             found = torch.where(quotients > STEP * slopes, quotients, torch.minimum(quotients, slopes)).amax()
-            if found > (1 - CUT) * quotients.amax() or not has_surrogate(in_float64, pairs.x, bounds=self.bounds):
+            if found > (1 - CUT) * quotients.amax() or not has_surrogate(self._in_float64, pairs.x, bounds=self.bounds):
                 return found
         return quotients.amax()
 

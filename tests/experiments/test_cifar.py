@@ -361,11 +361,8 @@ def test_where_single_step_training_breaks_down_the_penalty_does_not():
 def test_with_batchnorm_fgsm_is_ahead():
     """As docs/results/cifar.md and its index say."""
     _, results = published()
-    mean = {}
-    for name in ("plain", "fgsm", "n-fgsm", "tv-quarter-10", "tv-fourth"):
-        found = by_autoattack(results, name, "conv-bn")
-        assert found.keys() == {0, 1, 2}
-        mean[name] = tuple(map(statistics.mean, zip(*found.values(), strict=True)))
+    names = ("plain", "fgsm", "n-fgsm", "tv-quarter-10", "tv-fourth")
+    mean = {name: means(results, name, "conv-bn") for name in names}
     (fgsm, clean), (ours, our_clean) = mean["fgsm"], mean["tv-quarter-10"]
     part = 100 * (mean["tv-fourth"][0] - mean["plain"][0]) / (fgsm - mean["plain"][0])
     said = {
@@ -423,9 +420,9 @@ def test_the_table_of_all_of_autoattack_is_that_of_the_records():
         assert row in text, row
 
 
-def means(results, name):
+def means(results, name, network="conv"):
     """Mean under AutoAttack and mean clean, in per cent."""
-    found = by_autoattack(results, name)
+    found = by_autoattack(results, name, network)
     assert found.keys() == {0, 1, 2}
     return tuple(map(statistics.mean, zip(*found.values(), strict=True)))
 

@@ -17,7 +17,7 @@ import timm.task
 import timm.utils
 import torch
 from PIL import Image
-from scripts import ABORTED_AT_EXIT, ATTEMPTS
+from scripts import output_once_spared
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from torchlipreg import LipschitzPenalty
@@ -74,12 +74,12 @@ def plain(monkeypatch):
 def torchrun(*command):
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(ATTEMPTS):
+
+    def once():
         process = subprocess.run(run, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
-        if process.returncode == 0 or ABORTED_AT_EXIT not in process.stderr:
-            break
-    assert process.returncode == 0, process.stderr[-3000:]
-    return process.stderr
+        return process.returncode, process.stderr
+
+    return output_once_spared(once)
 
 
 def checkpoint(directory, name="last"):

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from torchlipreg.call.later_batches import LEFT_BOUNDS, LaterBatches
-from torchlipreg.call.reduction import by_row, reduce_here
+from torchlipreg.call.reduction import reduce_here
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
 from torchlipreg.call.watch import ROWS, Watch
 from torchlipreg.geometry.norms import row_norm
 from torchlipreg.geometry.pairs import PairSet
-from torchlipreg.geometry.quotient import PairQuotient
+from torchlipreg.geometry.quotient import PairQuotient, by_row
 from torchlipreg.inspection.closeness import without_masks
 from torchlipreg.inspection.inspector import Inspector
 from torchlipreg.inspection.seen import RERUN, Seen

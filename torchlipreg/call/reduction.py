@@ -6,6 +6,7 @@ from torch import Tensor
 
 from torchlipreg.call.settings import Settings
 from torchlipreg.distributed import reduce_max, reduce_mean
+from torchlipreg.geometry.quotient import by_row
 
 
 def reduce(q: Tensor, valid: Tensor | None, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -37,8 +38,3 @@ def row_power(q: Tensor, exponent: int) -> Tensor:
     """Return q^exponent of each pair, shape (N,): the mean over positions where each has its own quotient."""
     powers = q.pow(exponent)
     return powers if q.dim() == 1 else powers.mean(1)
-
-
-def by_row(q: Tensor) -> Tensor:
-    """Return the largest quotient of each pair, shape (N,), where each position of the output has its own."""
-    return q if q.dim() == 1 else q.amax(1)

@@ -16,11 +16,12 @@ from torchlipreg.call.climbing import ascent_rule, climb
 from torchlipreg.call.held_model import HeldModel
 from torchlipreg.call.looks import Looks
 from torchlipreg.call.methods import LocalPairs, PairMethod, PersistentPairs
-from torchlipreg.call.reduction import by_row, reduce
+from torchlipreg.call.reduction import reduce
 from torchlipreg.call.region import Region
 from torchlipreg.call.resolution import resolution_of
 from torchlipreg.call.settings import Settings
 from torchlipreg.call.state import Carried, PenaltyState
+from torchlipreg.geometry.quotient import by_row
 from torchlipreg.inspection.reuse import LoopOutputs, OutputReuse
 from torchlipreg.inspection.seen import Seen
 from torchlipreg.model.function import FixedFunction

@@ -141,6 +141,11 @@ class PairQuotient:
         return difference, norm_gradient(fixed, self.output_norm)
 
 
+def by_row(q: Tensor) -> Tensor:
+    """Return the largest quotient of each pair, shape (N,), where each position of the output has its own."""
+    return q if q.dim() == 1 else q.amax(1)
+
+
 def distance_floor(dtype: torch.dtype, scale: float) -> float:
     """Return the distance under which a quotient in ``dtype`` is cancellation noise.
 

@@ -86,12 +86,12 @@ def of_graph(f: FixedFunction, x: Tensor, fx: Tensor, y: Tensor) -> GraphOfOutpu
     if f.state.is_sharded:  # whose forward puts others in place
         return GraphOfOutputs()
     parameters = parameters_by_id(f.state.modules)
-    ours, theirs = (leaves([value]) & parameters.keys() for value in (fx, y))
+    ours, theirs = (leaves(value) & parameters.keys() for value in (fx, y))
     lacks = theirs - ours
     if lacks:  # or a node of DDP or of torch.compile stands for all outputs, also those that f does not return
         reads = Reads((key, parameters[key][1]) for key in lacks)
         with observing(f, reads):
-            returned = f.all_of_normalized(x.detach().clone())
+            returned = f.returned(x.detach().clone())
         lacks = (lacks & reads.of) - leaves(returned)
     names = {parameters[key][0] for key in lacks if parameters[key][1].requires_grad}
     return GraphOfOutputs(bool(lacks or ours - theirs), tuple(sorted(names)))

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from torchlipreg.geometry.units import HALF, Units
 from torchlipreg.model.failures import FORWARD_ERRORS, OUTPUT_ERRORS, of_forward, of_output, of_rows
@@ -68,11 +67,6 @@ class FixedFunction:
 
     def of_normalized(self, z: Tensor) -> Tensor:
         """Return f at inputs as the training loop has them, shape (N, *). An in-place first layer overwrites ``z``."""
-        z = z if self._dtype in (None, z.dtype) else z.to(self._dtype)
-        if self._is_compiled:
-            torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
-        if self.state.stateful:
-            self.state.renew()
         with self._noise(z.device):
             returned = self._returned(z)
             try:
@@ -86,15 +80,17 @@ class FixedFunction:
                 raise
         return y.float() if y.dtype in HALF else y
 
-    def all_of_normalized(self, z: Tensor) -> list[Tensor]:
-        """Return every tensor that the model returns where :meth:`of_normalized` selects one."""
-        z = z if self._dtype in (None, z.dtype) else z.to(self._dtype)
-        if self.state.stateful:
-            self.state.renew()
+    def returned(self, z: Tensor) -> Any:
+        """Return all that the model does, of which :meth:`of_normalized` selects a tensor."""
         with self._noise(z.device):
-            return [y for y in tree_leaves(self._returned(z)) if isinstance(y, Tensor)]
+            return self._returned(z)
 
     def _returned(self, z: Tensor) -> Any:
+        z = z if self._dtype in (None, z.dtype) else z.to(self._dtype)
+        if self._is_compiled:
+            torch._dynamo.maybe_mark_dynamic(z, 0)  # else a short last batch makes a new graph
+        if self.state.stateful:
+            self.state.renew()
         try:
             if self._side or self._kwargs:
                 return self._core(z, **{**self._kwargs, **fit_rows(self._side, z.shape[0])})

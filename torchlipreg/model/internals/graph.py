@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 
 def in_backward() -> bool:
@@ -39,9 +40,9 @@ def check_no_transform() -> None:
         )
 
 
-def leaves(tensors: list[Tensor]) -> set[int]:
-    """Return the ids of the leaf tensors in the graphs of some tensors."""
-    stack, seen, found = [t.grad_fn for t in tensors], set(), set()
+def leaves(values: Any) -> set[int]:
+    """Return the ids of the leaf tensors in the graphs of a tensor, or of all in what a model returns."""
+    stack, seen, found = [t.grad_fn for t in tree_leaves(values) if isinstance(t, Tensor)], set(), set()
     while stack:
         node = stack.pop()
         if node is not None and node not in seen:

@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from torchlipreg.model.internals.graph import leaves
 from torchlipreg.model.parts.modules import inside_fabric
@@ -91,8 +90,7 @@ def check_unused_parameters(model: Any, outputs: Any, penalty: Tensor) -> None:
         return
     if not model.find_unused_parameters or model.static_graph:
         return
-    used = leaves([y for y in tree_leaves(outputs) if isinstance(y, Tensor)])
-    extra = leaves([penalty]) - used
+    extra = leaves(penalty) - leaves(outputs)
     names = [name for name, parameter in model.module.named_parameters() if id(parameter) in extra]
     if names:
         raise RuntimeError(
